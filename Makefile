@@ -1,0 +1,63 @@
+PYTHON ?= python3
+PREFIX ?= /usr/local
+PORT ?= 9000
+VENV ?= .venv
+DOCOPT ?= $(shell $(VENV)/bin/python -c 'import docopt; print(docopt.__file__)')
+# Not the one of a virtual environment, which may go away.
+INTERPRETER = $(shell $(PYTHON) -c 'import os, sys; \
+  print(sys.executable if sys.prefix == sys.base_prefix else os.path.realpath(sys.executable))')
+BIN = $(DESTDIR)$(PREFIX)/bin
+LIB = $(DESTDIR)$(PREFIX)/lib/spawn-fcgi
+MAN = $(DESTDIR)$(PREFIX)/share/man/man1
+
+.PHONY: help demo test check lint install uninstall clean
+
+help:
+	@echo 'make demo       spawn the sample application and send it requests (PORT=9000)'
+	@echo 'make test       run the whole test suite (also: make check)'
+	@echo 'make lint       let ruff, mypy and mandoc look at everything'
+	@echo 'make install    install the command and its man page (PREFIX=/usr/local, DESTDIR=)'
+	@echo 'make uninstall  remove what install wrote'
+	@echo 'make clean      remove what the other targets made here'
+
+$(VENV)/ready: pyproject.toml
+	$(PYTHON) -m venv --clear $(VENV)
+	$(VENV)/bin/pip install -q --disable-pip-version-check -e '.[test]'
+	touch $@
+
+demo: $(VENV)/ready
+	@$(VENV)/bin/python tests/demo.py $(PORT)
+
+test check: $(VENV)/ready
+	$(VENV)/bin/python -m pytest
+
+lint: $(VENV)/ready
+	$(VENV)/bin/pip install -q --disable-pip-version-check mypy ruff types-docopt
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy spawn_fcgi.py tests
+	mandoc -Tlint -W style man/spawn-fcgi.1
+
+install: $(VENV)/ready
+	case '$(PREFIX)' in /*) ;; *) echo 'PREFIX must begin with /' >&2; exit 1;; esac
+	umask 022 && mkdir -p '$(BIN)' '$(LIB)' '$(MAN)'
+	install -m 644 spawn_fcgi.py '$(LIB)'
+	rm -rf '$(LIB)/docopt' '$(LIB)/docopt.py'
+	cp -R '$(DOCOPT:/__init__.py=)' '$(LIB)'
+	rm -rf '$(LIB)/docopt/__pycache__'
+	$(INTERPRETER) -W ignore -m compileall -q -f -s '$(DESTDIR)' '$(LIB)'
+	chmod -R u=rwX,go=rX '$(LIB)'
+	printf '%s\n' '#!$(INTERPRETER) -IS' 'import _signal as s, sys' \
+	  'if s.getsignal(s.SIGINT) is s.default_int_handler: s.signal(s.SIGINT, s.SIG_DFL)' \
+	  'sys.path.insert(0, "$(PREFIX)/lib/spawn-fcgi")' \
+	  'from spawn_fcgi import main' 'sys.exit(main())' >'$(BIN)/spawn-fcgi'
+	chmod 755 '$(BIN)/spawn-fcgi'
+	install -m 644 man/spawn-fcgi.1 '$(MAN)'
+
+uninstall:
+	rm -f '$(BIN)/spawn-fcgi' '$(MAN)/spawn-fcgi.1'
+	rm -rf '$(LIB)/spawn_fcgi.py' '$(LIB)/docopt' '$(LIB)/docopt.py' '$(LIB)/__pycache__'
+	[ ! -d '$(LIB)' ] || rmdir --ignore-fail-on-non-empty '$(LIB)'
+
+clean:
+	rm -rf $(VENV) build *.egg-info __pycache__ tests/__pycache__ .*_cache
