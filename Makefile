@@ -10,11 +10,18 @@ BIN = $(DESTDIR)$(PREFIX)/bin
 LIB = $(DESTDIR)$(PREFIX)/lib/spawn-fcgi
 MAN = $(DESTDIR)$(PREFIX)/share/man/man1
 
-.PHONY: help demo test check lint install uninstall clean
+# Programs that people spawn and the servers in front of them, all from Debian.
+PEERS = spawn-fcgi php-cgi php-fpm fcgiwrap libfcgi-perl libfcgi-bin uwsgi-core \
+  uwsgi-plugin-python3 multiwatch nginx-light lighttpd apache2 runit cron apache2-utils
+APT = DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 --no-install-recommends
+
+.PHONY: help demo test check peers matrix lint install uninstall clean
 
 help:
 	@echo 'make demo       spawn the sample application and send it requests (PORT=9000)'
 	@echo 'make test       run the whole test suite (also: make check)'
+	@echo 'make peers      install the programs that the tests spawn and serve (Debian, as root)'
+	@echo 'make matrix     run the suite on every CPython here, with docopt-ng, and on the C tool'
 	@echo 'make lint       let ruff, mypy and mandoc look at everything'
 	@echo 'make install    install the command and its man page (PREFIX=/usr/local, DESTDIR=)'
 	@echo 'make uninstall  remove what install wrote'
@@ -30,6 +37,17 @@ demo: $(VENV)/ready
 
 test check: $(VENV)/ready
 	$(VENV)/bin/python -m pytest
+
+peers: $(VENV)/peers/ready
+	$(APT) install $(PEERS) || { apt-get -qq update && $(APT) install $(PEERS); }
+
+$(VENV)/peers/ready: $(VENV)/ready
+	/usr/bin/python3 -m venv --clear $(VENV)/peers
+	$(VENV)/peers/bin/pip install -q --disable-pip-version-check flup==1.0.3
+	touch $@
+
+matrix:
+	.ci/matrix
 
 lint: $(VENV)/ready
 	$(VENV)/bin/pip install -q --disable-pip-version-check mypy ruff types-docopt
