@@ -50,7 +50,7 @@ matrix:
 	.ci/matrix
 
 lint: $(VENV)/ready
-	$(VENV)/bin/pip install -q --disable-pip-version-check mypy ruff types-docopt
+	$(VENV)/bin/pip install -q --disable-pip-version-check mypy==2.4.1 ruff==0.17.6 types-docopt==0.6.11.20241107
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy spawn_fcgi.py tests
