@@ -21,6 +21,8 @@ SH = ("--", "/bin/sh", "-c")
 STRANGER = 61234  # a user who has no processes, so that RLIMIT_NPROC counts ours alone
 SPAWNED = "spawn-fcgi: child spawned successfully: PID: {}"
 # Ends as $END says, if it is one of the children in $DIE, counted from 1 in the order of the forks.
+# Each number once: the C tool waits for the first before it forks the second, and may be gone
+# when a later one looks.
 CHOOSY = """#!/bin/sh
 read -r children </proc/$PPID/task/$PPID/children
 n=0
@@ -28,7 +30,7 @@ for pid in $children; do
   n=$((n + 1))
   [ "$pid" = $$ ] && break
 done
-case " $DIE " in *" $n "*) eval "$END" ;; esac
+case " $DIE " in *" $n "*) mkdir "$0.$n" && eval "$END" ;; esac
 exec /bin/sleep 60
 """
 
