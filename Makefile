@@ -1,6 +1,7 @@
 PYTHON ?= python3
 PREFIX ?= /usr/local
 PORT ?= 9000
+TURNS ?= 20
 VENV ?= .venv
 DOCOPT ?= $(shell $(VENV)/bin/python -c 'import docopt; print(docopt.__file__)')
 # Not the one of a virtual environment, which may go away.
@@ -15,13 +16,14 @@ PEERS = spawn-fcgi php-cgi php-fpm fcgiwrap libfcgi-perl libfcgi-bin uwsgi-core 
   uwsgi-plugin-python3 multiwatch nginx-light lighttpd apache2 runit cron apache2-utils perl strace mandoc iproute2
 APT = DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 --no-install-recommends
 
-.PHONY: help demo test check peers matrix lint install uninstall clean
+.PHONY: help demo test check peers matrix bench lint install uninstall clean
 
 help:
 	@echo 'make demo       spawn the sample application and send it requests (PORT=9000)'
 	@echo 'make test       run the whole test suite (also: make check)'
 	@echo 'make peers      install the programs that the tests spawn and serve (Debian, as root)'
 	@echo 'make matrix     run the suite on every CPython here, with docopt-ng, and on the C tool'
+	@echo 'make bench      print what a start costs beside the C tool, in so many turns (TURNS=20)'
 	@echo 'make lint       let ruff, mypy and mandoc look at everything'
 	@echo 'make install    install the command and its man page (PREFIX=/usr/local, DESTDIR=)'
 	@echo 'make uninstall  remove what install wrote'
@@ -48,6 +50,9 @@ $(VENV)/peers/ready: $(VENV)/ready
 
 matrix:
 	.ci/matrix
+
+bench: $(VENV)/ready
+	@$(VENV)/bin/python -B tests/bench.py $(TURNS)
 
 lint: $(VENV)/ready
 	$(VENV)/bin/pip install -q --disable-pip-version-check mypy==2.4.1 ruff==0.17.6 types-docopt==0.6.11.20241107

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import os
 import pathlib
-import re
-import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 import harness
 import pytest
+from bench import BATCH, CHILDREN, behind_nginx
 from harness import C_TOOL, STAND_IN, Result, ask, kill
 
 pytestmark = pytest.mark.long
 
-CYCLES, ROUNDS, STARTS, CHILDREN = 500, 50, 10, 4
-REQUESTS, BATCH = 20000, 1000
+CYCLES, ROUNDS, STARTS, REQUESTS = 500, 50, 10, 20000
 LISTEN = {"unix": "00010000", "tcp": "0A"}  # in /proc/net: __SO_ACCEPTCON, TCP_LISTEN
 
 
@@ -129,41 +127,6 @@ def test_of_ten_starts_at_once_on_a_loaded_machine_one_wins_50_times(
             f" on a stale socket: one winner each,"
             f" {1000 * (time.monotonic() - began) / ROUNDS:.0f} ms a round"
         )
-
-
-@contextmanager
-def behind_nginx(directory: pathlib.Path, program: list[str]) -> Iterator[Callable[[], float]]:
-    """Have a program spawn the sample application behind nginx; yield what sends it a batch.
-
-    That returns the seconds it took. No request may fail, and no child may end.
-    """
-    directory.mkdir()
-    for name in ("app.fcgi", "fastcgi.py"):
-        shutil.copy(harness.ROOT / "tests" / name, directory)
-    args = ["-F", str(CHILDREN), "-s", str(directory / "socket"), "--", str(directory / "app.fcgi")]
-    environment = harness.clean_environment()
-    done = subprocess.run([*program, *args], env=environment, capture_output=True, check=True)
-    pids = Result(0, done.stdout, done.stderr).pids
-    assert len(pids) == CHILDREN
-    with harness.nginx(directory, f"unix:{directory}/socket") as port:
-        # -k: else the client runs out of ports; -l: answers may differ in length
-        command = ["ab", "-q", "-k", "-l", "-n", str(BATCH), "-c", "8", f"http://127.0.0.1:{port}/"]
-
-        def send() -> float:
-            done = subprocess.run(
-                command, check=False, env=environment, capture_output=True, timeout=120
-            )
-            report = done.stdout.decode()
-            figures = dict(re.findall(r"(?m)^([^:\n]+): +([\d.]+)", report))
-            assert figures.get("Complete requests") == str(BATCH), (report, done.stderr)
-            assert figures["Failed requests"] == "0", report
-            assert "Non-2xx responses" not in figures, report
-            return float(figures["Time taken for tests"])
-
-        yield send
-    assert all(map(harness.alive, pids))
-    for pid in pids:
-        kill(pid)
 
 
 def test_four_children_behind_nginx_answer_20000_requests_and_none_fails(

@@ -7,59 +7,44 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
-import time
 
 import harness
 import pytest
-from harness import C_TOOL, SLEEP
+from bench import beside_c_tool, in_turn
+from harness import SLEEP
 
 pytestmark = pytest.mark.alone
 
-
-def best(turns: int, *commands: list[str]) -> list[float]:
-    """Return the shortest time in seconds of each command, all run in turn so many times."""
-    times: list[list[float]] = [[] for _ in commands]
-    others = harness.my_children()
-    for _ in range(turns):
-        for command, taken in zip(commands, times):
-            start = time.perf_counter()
-            subprocess.run(
-                command, env=harness.clean_environment(), capture_output=True, check=False
-            )
-            taken.append(time.perf_counter() - start)
-            harness.end_children(but=others)
-    return [min(taken) for taken in times]
-
-
-def start(program: str, path: pathlib.Path, *args: str) -> list[str]:
-    """Return the command that starts an application on a Unix socket of its own."""
-    return [program, "-s", str(path), *args]
+ROWS = [
+    *((f"-F {children}, ms", "C tool") for children in (1, 4, 16, 64, 256)),
+    ("exec fails, ms", "C tool"),
+    ("-n, ms", "python3 -I -c pass"),
+    ("-n, ms", "python3 spawn_fcgi.py"),
+    ("peak memory, MiB", "C tool"),
+    ("left in memory", "C tool"),
+    ("requests a second", "C tool"),
+]
 
 
 @pytest.mark.parametrize(
-    ("children", "limit", "turns"), [(1, 1.5, 10), (4, 1.5, 10), (64, 1.6, 8), (256, 1.8, 6)]
+    ("children", "limit", "turns"),
+    [(1, 1.5, 10), (4, 1.5, 10), (16, 1.5, 10), (64, 1.6, 8), (256, 1.8, 6)],
 )
 def test_a_start_takes_little_longer_than_the_c_tool(
     work: pathlib.Path, children: int, limit: float, turns: int
 ) -> None:
-    app = ("-F", str(children), "--", *SLEEP)
-    ours, c_tool = best(
-        turns,
-        start(harness.program[0], work / "ours", *app),
-        start(C_TOOL, work / "c", *app),
-    )
+    starts = beside_c_tool(harness.program[0], work, "-F", str(children), "--", *SLEEP)
+    ours, c_tool = map(min, in_turn(turns, *starts))
     print(f"-F {children}: {ours / c_tool:.2f} times the C tool")
     assert ours / c_tool <= limit
 
 
 def test_a_start_whose_exec_fails_is_faster_than_the_c_tool(work: pathlib.Path) -> None:
-    ours, c_tool = best(
-        10,
-        start(harness.program[0], work / "ours", "--", "/missing"),
-        start(C_TOOL, work / "c", "--", "/missing"),
-    )
+    starts = beside_c_tool(harness.program[0], work, "--", "/missing")
+    ours, c_tool = map(min, in_turn(10, *starts))
     print(f"exec fails: {ours / c_tool:.2f} times the C tool")
     # The C tool beside itself is as fast as itself.
     assert ours < c_tool or harness.on_c_tool()
@@ -69,9 +54,8 @@ def test_no_fork_takes_little_longer_than_the_bare_interpreter(work: pathlib.Pat
     # Installed for the interpreter in its own place: a copy of one starts faster.
     python = os.path.realpath(sys.executable)
     program = harness.install(work, python)
-    ours, bare = best(
-        30, start(program, work / "s", "-n", "--", "/bin/true"), [python, "-I", "-c", "pass"]
-    )
+    no_fork = [program, "-n", "-s", str(work / "s"), "--", "/bin/true"]
+    ours, bare = map(min, in_turn(30, no_fork, [python, "-I", "-c", "pass"]))
     print(f"-n: {ours / bare:.2f} times `{python} -I -c pass`")
     assert ours / bare <= 2.2
 
@@ -80,3 +64,21 @@ def test_nothing_of_the_spawner_stays(work: pathlib.Path) -> None:
     result = harness.run("-s", work / "s", "-F", "3", "--", *SLEEP)
     assert sorted(harness.my_children()) == sorted(result.pids)
     assert all(harness.exe(pid).endswith("sleep") for pid in result.pids)
+
+
+def test_make_bench_prints_every_row_and_leaves_nothing_behind(work: pathlib.Path) -> None:
+    others, environment = harness.my_children(), harness.clean_environment(TMPDIR=str(work))
+    venv = ("-o", f"{sys.prefix}/ready", f"VENV={sys.prefix}")
+    command = ["make", "-s", "-C", str(harness.ROOT), *venv, "bench", "TURNS=1"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = [tuple(re.split("  +", line)) for line in done.stdout.splitlines()[2:]]
+    assert [row[:2] for row in rows] == ROWS
+    for what, _, *figures in rows:
+        if what == "left in memory":
+            assert figures == ["nothing", "nothing"]
+        else:
+            assert len(figures) == 6
+            assert all(float(figure) > 0 for figure in figures)
+    assert os.listdir(work) == []
+    assert harness.my_children() == others
