@@ -13,7 +13,8 @@ MAN = $(DESTDIR)$(PREFIX)/share/man/man1
 
 # Programs that people spawn, the servers in front of them, and tools of the tests, from Debian.
 PEERS = spawn-fcgi php-cgi php-fpm fcgiwrap libfcgi-perl libfcgi-bin uwsgi-core \
-  uwsgi-plugin-python3 multiwatch nginx-light lighttpd apache2 runit cron apache2-utils perl strace mandoc iproute2
+  uwsgi-plugin-python3 multiwatch nginx-light lighttpd apache2 runit cron apache2-utils \
+  perl strace mandoc iproute2 shellcheck
 APT = DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 --no-install-recommends
 
 .PHONY: help demo test check peers matrix bench lint install uninstall clean
@@ -24,7 +25,7 @@ help:
 	@echo 'make peers      install the programs that the tests spawn and serve (Debian, as root)'
 	@echo 'make matrix     run the suite on every CPython here, with docopt-ng, and on the C tool'
 	@echo 'make bench      print what a start costs beside the C tool, in so many turns (TURNS=20)'
-	@echo 'make lint       let ruff, mypy and mandoc look at everything'
+	@echo 'make lint       let ruff, mypy, shellcheck and mandoc look at everything'
 	@echo 'make install    install the command and its man page (PREFIX=/usr/local, DESTDIR=)'
 	@echo 'make uninstall  remove what install wrote'
 	@echo 'make clean      remove what the other targets made here'
@@ -58,7 +59,12 @@ lint: $(VENV)/ready
 	$(VENV)/bin/pip install -q --disable-pip-version-check mypy==2.4.1 ruff==0.17.6 types-docopt==0.6.11.20241107
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy spawn_fcgi.py tests
+	$(VENV)/bin/mypy spawn_fcgi.py tests tests/app.fcgi
+	shellcheck .ci/run .ci/matrix
+# SC2194: what was a variable of make is a constant to the shell.
+	$(MAKE) -n --no-print-directory help demo test peers matrix bench install uninstall clean | \
+	  shellcheck -s sh -e SC2194 -
+	sed -n '/^```sh/,/^```$$/{//!p}' README.md | shellcheck -s sh -
 	mandoc -Tlint -W style man/spawn-fcgi.1
 
 install: $(VENV)/ready
@@ -83,4 +89,4 @@ uninstall:
 	[ ! -d '$(LIB)' ] || rmdir --ignore-fail-on-non-empty '$(LIB)'
 
 clean:
-	rm -rf $(VENV) build *.egg-info __pycache__ tests/__pycache__ .*_cache
+	rm -rf $(VENV) build ./*.egg-info __pycache__ tests/__pycache__ .*_cache
