@@ -2,6 +2,7 @@ PYTHON ?= python3
 PREFIX ?= /usr/local
 PORT ?= 9000
 TURNS ?= 20
+DIST ?= build
 VENV ?= .venv
 DOCOPT ?= $(shell $(VENV)/bin/python -c 'import docopt; print(docopt.__file__)')
 # Not the one of a virtual environment, which may go away.
@@ -17,7 +18,7 @@ PEERS = spawn-fcgi php-cgi php-fpm fcgiwrap libfcgi-perl libfcgi-bin uwsgi-core 
   perl strace mandoc iproute2 shellcheck
 APT = DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 --no-install-recommends
 
-.PHONY: help demo test check peers matrix bench lint install uninstall clean
+.PHONY: help demo test check peers matrix bench lint dist install uninstall clean
 
 help:
 	@echo 'make demo       spawn the sample application and send it requests (PORT=9000)'
@@ -26,6 +27,7 @@ help:
 	@echo 'make matrix     run the suite on every CPython here, with docopt-ng, and on the C tool'
 	@echo 'make bench      print what a start costs beside the C tool, in so many turns (TURNS=20)'
 	@echo 'make lint       let ruff, mypy, shellcheck and mandoc look at everything'
+	@echo 'make dist       build a wheel and an sdist (DIST=build)'
 	@echo 'make install    install the command and its man page (PREFIX=/usr/local, DESTDIR=)'
 	@echo 'make uninstall  remove what install wrote'
 	@echo 'make clean      remove what the other targets made here'
@@ -62,10 +64,18 @@ lint: $(VENV)/ready
 	$(VENV)/bin/mypy spawn_fcgi.py tests tests/app.fcgi
 	shellcheck .ci/run .ci/matrix
 # SC2194: what was a variable of make is a constant to the shell.
-	$(MAKE) -n --no-print-directory help demo test peers matrix bench install uninstall clean | \
+	$(MAKE) -n --no-print-directory help demo test peers matrix bench dist install uninstall clean | \
 	  shellcheck -s sh -e SC2194 -
 	sed -n '/^```sh/,/^```$$/{//!p}' README.md | shellcheck -s sh -
 	mandoc -Tlint -W style man/spawn-fcgi.1
+
+dist: $(VENV)/build/ready
+	$(VENV)/build/bin/python -m build --outdir '$(DIST)'
+
+$(VENV)/build/ready: $(VENV)/ready
+	$(VENV)/bin/python -m venv --clear $(VENV)/build
+	$(VENV)/build/bin/pip install -q --disable-pip-version-check build==1.6.1
+	touch $@
 
 install: $(VENV)/ready
 	case '$(PREFIX)' in /*) ;; *) echo 'PREFIX must begin with /' >&2; exit 1;; esac
@@ -89,4 +99,4 @@ uninstall:
 	[ ! -d '$(LIB)' ] || rmdir --ignore-fail-on-non-empty '$(LIB)'
 
 clean:
-	rm -rf $(VENV) build ./*.egg-info __pycache__ tests/__pycache__ .*_cache
+	rm -rf $(VENV) build __pycache__ tests/__pycache__ .*_cache
