@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 import harness
+from harness import wait_for
 
 # What is written to these goes to memory. The last one hides where that is.
 OVERLAID = ("etc", "home", "opt", "root", "srv", "usr", "var", "tmp")
@@ -88,27 +89,32 @@ def machine(init: str = INIT) -> Iterator[Machine]:
             setup += f"mkdir {memory}/{name} {memory}/{name}.work\n"
             setup += f"chmod --reference=/{name} {memory}/{name}\n"
             setup += f"mount -t overlay -o {layers} none /{name}\n"
-        setup += "mkdir -m 1777 /run/lock; echo 'APT::Get::Upgrade no;' >/etc/apt/apt.conf.d/99test\n"
+        setup += "mkdir -m 1777 /run/lock\n"
+        setup += "echo 'APT::Get::Upgrade no;' >/etc/apt/apt.conf.d/99test\n"  # it is offline
         setup += f"ln -sf {harness.program[0]} /usr/local/bin/spawn-fcgi; touch /run/up\n"
-        kinds = [f"--{kind}" for kind in NAMESPACES]
+        command = ["unshare", *(f"--{kind}" for kind in NAMESPACES)]
+        command += ["--fork", "--kill-child", "--mount-proc", "sh", "-ec", setup + init]
         process = subprocess.Popen(
-            ["unshare", *kinds, "--fork", "--kill-child", "--mount-proc", "sh", "-ec", setup + init],
-            env=harness.clean_environment(),
-            stdin=subprocess.DEVNULL,
+            command, env=harness.clean_environment(), stdin=subprocess.DEVNULL
         )
-        children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children")
         try:
-            [pid] = harness.wait_for(lambda: process.poll() is None and children.read_text().split())
-            made = Machine(int(pid))
-            harness.wait_for(lambda: process.poll() is not None or made.path("/run/up").exists())
-            assert process.poll() is None, "unshare, mount or ip failed, see above"
-            if init == SYSTEMD:
-                made.sh("until systemctl is-system-running; do sleep 0.1; done")
+            made = await_machine(process, init)
             yield made
-        finally:
             if init == SYSTEMD:  # it takes its cgroups along
                 made.sh("systemctl exit", check=False)
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(20)
+                process.wait(20)
+        finally:
             process.kill()
             process.wait()
+
+
+def await_machine(process: subprocess.Popen[bytes], init: str = INIT) -> Machine:
+    """Wait until a machine is up, and return it."""
+    children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    [pid] = wait_for(lambda: process.poll() is None and children.read_text().split())
+    made = Machine(int(pid))
+    wait_for(lambda: process.poll() is not None or made.path("/run/up").exists())
+    assert process.poll() is None, "unshare, mount or ip failed, see above"
+    if init == SYSTEMD:
+        made.sh("until systemctl is-system-running; do sleep 0.1; done")
+    return made

@@ -6,8 +6,6 @@ Each runs on a machine of its own, with the paths, ports and users that it names
 from __future__ import annotations
 
 import json
-import os
-import pathlib
 import re
 import shlex
 import stat
@@ -27,7 +25,15 @@ README = (harness.ROOT / "README.md").read_text()
 APP = "/srv/app/app.fcgi"
 WWW_DATA = 33  # on every Debian
 # How roff has what it would make typographical otherwise.
-ESCAPES = {"\\(aq": "'", "\\(ga": "`", "\\(ha": "^", "\\(ti": "~", "\\-": "-", "\\&": "", "\\e": "\\"}
+ESCAPES = {
+    "\\(aq": "'",
+    "\\(ga": "`",
+    "\\(ha": "^",
+    "\\(ti": "~",
+    "\\-": "-",
+    "\\&": "",
+    "\\e": "\\",
+}
 # Answers each connection with its PID, and says on stderr that it serves.
 STAND_IN = f"#!/usr/bin/perl\n{harness.STAND_IN[2]}\n"
 STOPPED = "#!/bin/sh\nkill -STOP $$\n"  # needs nothing but a shell
@@ -379,7 +385,9 @@ def test_runit_brings_the_one_process_back_and_has_its_stderr() -> None:
         second = served_by(on)
         assert {second} == apps(on, 1)
         log = on.path("/var/log/app/current")
-        wait_for(lambda: re.findall(r"serving as (\d+)", log.read_text()) == [str(first), str(second)])
+        wait_for(
+            lambda: re.findall(r"serving as (\d+)", log.read_text()) == [str(first), str(second)]
+        )
 
 
 @tries("multiwatch")
