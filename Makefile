@@ -72,9 +72,10 @@ lint: $(VENV)/ready
 dist: $(VENV)/build/ready
 	$(VENV)/build/bin/python -m build --outdir '$(DIST)'
 
+# The last build that runs on Python 3.9.
 $(VENV)/build/ready: $(VENV)/ready
 	$(VENV)/bin/python -m venv --clear $(VENV)/build
-	$(VENV)/build/bin/pip install -q --disable-pip-version-check build==1.6.1
+	$(VENV)/build/bin/pip install -q --disable-pip-version-check build==1.4.4
 	touch $@
 
 install: $(VENV)/ready
