@@ -4,7 +4,7 @@ from __future__ import annotations
 # Assigned, as `python -OO` takes docstrings away.
 __doc__ = """Bind a socket, start a FastCGI application that has it as fd 0, and be gone.
 
-Usage: spawn-fcgi [options]... [--] [<fcgiapp> [<arg>...]]
+Usage: spawn-fcgi [options] [--] [<fcgiapp> [<arg>...]]
 
 Options:
  -f <command>    shell line to run with /bin/sh (ignored if <fcgiapp> is given)
@@ -99,7 +99,7 @@ def say(fd: int, text: str) -> None:
 
 
 def parse_argv(argv: list[str]) -> dict[str, Any]:
-    """Map each option to its last value or None, and "words" to the application's argv."""
+    """Map each option to its last value, None or False, and "words" to the application's argv."""
     # getopt(3) splits it first: docopt does not name an unknown option, docopt-ng takes no "--"
     # as a value, and both take their time over thousands of words.
     short = "".join(re.findall(r"(?m)^ -(.(?: <)?)", __doc__)).replace(" <", ":")
@@ -107,10 +107,10 @@ def parse_argv(argv: list[str]) -> dict[str, Any]:
         pairs, words = gnu_getopt(argv, short, ["help", "version"])
     except GetoptError as error:
         raise Error(f"{error.msg} (see spawn-fcgi -h)") from None
-    split = [[o, v] if o[1] + ":" in short and v != "--" else [o + v] for o, v in pairs]
+    last = {option.strip("-")[0]: (option, value) for option, value in pairs}
+    split = [[o, v] if o[1] + ":" in short and v != "--" else [o + v] for o, v in last.values()]
     given = docopt(__doc__, [part for parts in split for part in parts], False)
-    last = {o: v[-1] if isinstance(v, list) and v else v or None for o, v in given.items()}
-    return {**last, "words": words}
+    return {**given, "words": words}
 
 
 def number(option: str, text: str, low: int, high: int, base: int = 10) -> int:
@@ -148,7 +148,7 @@ def check_options(given: dict[str, Any]) -> Options:
             given[option] = number(option, given[option], *limits)
     app = [words[0], *words] if words else ["/bin/sh", "sh", "-c", f"exec {command}"]
     at = (socket.AF_UNIX, path) if port is None else parse_address(given["-a"], given["-p"])
-    ignored = [o for o in ROOT_ONLY if given[o] is not None and os.getuid() != 0]
+    ignored = [o for o in ROOT_ONLY if given[o] not in (None, False) and os.getuid() != 0]
     if ignored:
         say(2, f"warning: not root, so without effect: {' '.join(ignored)}")
     given.update(dict.fromkeys(ignored))
