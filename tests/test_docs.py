@@ -237,7 +237,7 @@ def messages() -> Iterator[str]:
 
 @pytest.mark.parametrize("message", sorted(set(messages())))
 def test_the_page_has_a_cure_for_this_message(message: str) -> None:
-    heads = [plain(head) for head in re.findall(r'^\.It Li "(.+)"', SECTIONS["DIAGNOSTICS"], re.M)]
+    heads = [plain(head) for head in re.findall(r'^\.It Sy "(.+)"', SECTIONS["DIAGNOSTICS"], re.M)]
     assert [head for head in heads if re.search(message, head)]
 
 
