@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import harness
 from harness import C_TOOL, SLEEP
@@ -74,9 +74,16 @@ def peak_memory(command: list[str]) -> float:
 def left_in_memory(command: list[str]) -> str:
     """Return which programs but SLEEP run after a command that starts it, or "nothing"."""
     subprocess.run(command, env=harness.clean_environment(), capture_output=True, check=True)
-    programs = {harness.exe(pid) or "a zombie" for pid in harness.my_children()}
+
+    def strangers() -> set[str]:
+        programs = {harness.exe(pid) or "a zombie" for pid in harness.my_children()}
+        return programs - {os.path.realpath(SLEEP[0])}
+
+    with suppress(AssertionError):  # the C tool does not wait for its children's exec
+        harness.wait_for(lambda: not strangers(), 2)
+    left = " ".join(strangers()) or "nothing"
     harness.end_children()
-    return " ".join(programs - {os.path.realpath(SLEEP[0])}) or "nothing"
+    return left
 
 
 @contextmanager
