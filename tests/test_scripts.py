@@ -1,7 +1,7 @@
 """The scripts that call it: init scripts, cron, runit, start-stop-daemon, containers, proxies.
 
-The first test starts a cron daemon, whose minutes pass while the others run; the last ones see
-what it has done.
+The first test starts a cron daemon, whose short minutes pass while the others run; the last ones
+see what it has done.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -117,8 +116,8 @@ def cron() -> Iterator[Cron]:
     )
     command = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
     command += ["/bin/sh", "-ec", f"{mounts} exec /usr/sbin/cron -f"]
-    wait_for(lambda: time.time() % 60 < 57)  # boot and minute are to be two runs
-    with subprocess.Popen(command, cwd=directory, env=harness.clean_environment()) as process:
+    environment = harness.clean_environment(**harness.FAST_CLOCK)
+    with subprocess.Popen(command, cwd=directory, env=environment) as process:
         try:
             [init] = wait_for(lambda: process.poll() is None and children_of(process.pid))
             booted = Cron(init, directory)
@@ -412,7 +411,7 @@ def test_of_two_hosts_one_goes_down_and_every_request_is_answered(work: pathlib.
 @pytest.mark.root
 @pytest.mark.long
 def test_the_next_run_of_crons_line_says_why_it_changes_nothing(cron: Cron) -> None:
-    wait_for(lambda: b"already in use" in (cron.directory / "log").read_bytes(), 70)
+    wait_for(lambda: b"already in use" in (cron.directory / "log").read_bytes(), 20)
     assert len(cron.workers) == 2
     assert serving_pid(cron.directory / "s") in cron.workers.values()
 
@@ -421,7 +420,7 @@ def test_the_next_run_of_crons_line_says_why_it_changes_nothing(cron: Cron) -> N
 @pytest.mark.long
 @pytest.mark.differs(2)
 def test_the_next_run_of_crons_line_leaves_the_pid_file_alone(cron: Cron) -> None:
-    wait_for(lambda: b"already in use" in (cron.directory / "log").read_bytes(), 70)
+    wait_for(lambda: b"already in use" in (cron.directory / "log").read_bytes(), 20)
     assert pid_file_of(cron.directory) == cron.pid_file_at_boot
 
 
@@ -431,7 +430,7 @@ def test_a_minute_after_they_were_killed_cron_has_the_workers_back(cron: Cron) -
     killed = cron.workers
     for pid in killed:
         os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: len(cron.workers) == 2 and not cron.workers.keys() & killed.keys(), 70)
+    wait_for(lambda: len(cron.workers) == 2 and not cron.workers.keys() & killed.keys(), 20)
     assert serving_pid(cron.directory / "s") in cron.workers.values()
     wait_for(lambda: sorted(pids_in(cron.directory / "pid")) == sorted(cron.workers.values()))
     wait_for(lambda: call("flock", "-n", cron.directory / "lock", "true").returncode == 0)
