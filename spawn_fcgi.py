@@ -66,6 +66,7 @@ CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), 127)}
 MEANING = {126: "not executable", 127: "not found, or a shared library is missing"}
 INT = (~INT_MAX, INT_MAX)
 LIMITS = {"-p": (1, 65535), "-M": (0, 0o7777, 8), "-F": (1, INT_MAX), "-C": INT, "-b": INT}
+UNREAD: set[int] = set()  # fds that were full for a second: once is enough for all lines
 ROOT_ONLY = ("-c", "-S", "-u", "-g", "-U", "-G")
 # After what to execute, argv[0] twice, and family and address: the options by their letters.
 Options = namedtuple("Options", "app at d M C F b P n c S u g U G")
@@ -93,9 +94,11 @@ def say(fd: int, text: str) -> None:
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
     with suppress(OSError):
-        if poll.poll(1000):
+        if poll.poll(0 if fd in UNREAD else 1000):
             line = f"spawn-fcgi: {text.translate(CONTROL)}\n"
             os.write(fd, line.encode(errors="surrogateescape"))
+        else:
+            UNREAD.add(fd)
 
 
 def parse_argv(argv: list[str]) -> dict[str, Any]:
@@ -161,11 +164,10 @@ def find_user_group(u: str, user: Any, g: str, group: Any) -> tuple[Any, Any, An
     uid = gid = name = None
     if user is not None:
         uid = number(u, user, 1, MAX_ID) if is_id(user) else None
-        try:
+        with suppress(KeyError):
             name, _, uid, gid, *_ = pwd.getpwuid(uid) if uid else pwd.getpwnam(user)
-        except KeyError:
-            if not uid:
-                raise Error(f"{u}: no such user: '{user}'") from None
+        if uid is None:
+            raise Error(f"{u}: no such user: '{user}'")
     if group is not None:
         try:
             gid = number(g, group, 1, MAX_ID) if is_id(group) else grp.getgrnam(group).gr_gid
@@ -177,9 +179,9 @@ def find_user_group(u: str, user: Any, g: str, group: Any) -> tuple[Any, Any, An
     return uid, gid, name
 
 
-def lock_directory(path: str) -> tuple[int | None, bool]:
-    """Return an fd of the directory, and whether to go on as the one start that binds in it."""
-    directory, fd = os.path.dirname(path) or ".", None
+def lock_directory(path: str) -> tuple[int, bool]:
+    """Return an fd of the directory or -1, and whether to go on as the one start that binds."""
+    directory, fd = os.path.dirname(path) or ".", -1
     with suppress(OSError):  # it cannot be read, or its file system knows no locks: go on
         how = os.O_RDONLY if os.access(directory, os.R_OK) else getattr(os, "O_PATH", 0)
         fd = os.open(directory, how | os.O_DIRECTORY)
@@ -213,12 +215,11 @@ def is_stale(path: str) -> bool:
     return refusal == errno.ECONNREFUSED
 
 
-def remove(path: str, directory: int | None) -> None:
+def remove(path: str, directory: int) -> None:
     """Remove our socket, as root if need be; the fd of its directory leads out of a chroot."""
     with suppress(OSError):
         os.seteuid(os.getuid())
-        if directory is not None:
-            os.unlink(os.path.basename(path), dir_fd=directory)
+        os.unlink(os.path.basename(path), dir_fd=directory)
 
 
 def bind_socket(options: Options, owner: list[int], undo: ExitStack) -> int:
@@ -245,9 +246,8 @@ def bind_socket(options: Options, owner: list[int], undo: ExitStack) -> int:
         if owner != [-1, -1]:
             os.chown(address, *owner, follow_symlinks=False)
         sock.listen(INT_MAX if options.b < 0 else options.b)  # now that mode and owner are right
-        if fd is not None and locked:
-            with suppress(OSError):
-                fcntl.flock(fd, fcntl.LOCK_UN)  # not close(2): remove() needs it
+        with suppress(OSError, ValueError):  # the latter: -1
+            fcntl.flock(fd, fcntl.LOCK_UN)  # not close(2): remove() needs it
         return sock.detach()
 
 

@@ -437,7 +437,7 @@ def test_a_stdout_that_nobody_empties_does_not_hold_a_start_up(where: tuple[str,
             while True:
                 os.write(writer, b"x" * 4096)
         os.set_blocking(writer, True)
-        assert run(*where, "--", *SLEEP, stdout=writer, timeout=5).status == 0
+        assert run(*where, "-F", "9", "--", *SLEEP, stdout=writer, timeout=5).status == 0
     finally:
         os.close(reader)
         os.close(writer)
