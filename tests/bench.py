@@ -45,17 +45,18 @@ def beside_c_tool(program: str, directory: pathlib.Path, *args: str) -> list[lis
     ]
 
 
-def in_turn(turns: int, *commands: list[str]) -> list[list[float]]:
+def in_turn(turns: int, *commands: list[str], status: int = 0) -> list[list[float]]:
     """Return the times in ms of each command, all run in turn so many times."""
     times: list[list[float]] = [[] for _ in commands]
     others = harness.my_children()
     for _ in range(turns):
         for command, taken in zip(commands, times):
             start = time.perf_counter()
-            subprocess.run(
+            done = subprocess.run(
                 command, env=harness.clean_environment(), capture_output=True, check=False
             )
             taken.append(1000 * (time.perf_counter() - start))
+            assert done.returncode == status, (command, done.stderr)
             harness.end_children(but=others)
     return times
 
@@ -131,7 +132,7 @@ def measure(turns: int, work: pathlib.Path) -> Iterator[str]:
         starts = beside_c_tool(ours, work, "-F", str(children), "--", *SLEEP)
         yield row(f"-F {children}, ms", "C tool", *in_turn(turns, *starts))
     failing = beside_c_tool(ours, work, "--", "/missing")
-    yield row("exec fails, ms", "C tool", *in_turn(turns, *failing))
+    yield row("exec fails, ms", "C tool", *in_turn(turns, *failing, status=2))
     no_fork = ["-n", "-s", str(work / "n.socket"), "--", "/bin/true"]
     bare, script = [python, "-I", "-c", "pass"], str(harness.ROOT / "spawn_fcgi.py")
     uninstalled = [sys.executable, script, *no_fork]
