@@ -64,8 +64,8 @@ lint: $(VENV)/ready
 	$(VENV)/bin/mypy spawn_fcgi.py tests tests/app.fcgi
 	shellcheck .ci/run .ci/matrix
 # SC2194: what was a variable of make is a constant to the shell.
-	$(MAKE) -n --no-print-directory help demo test peers matrix bench dist install uninstall clean | \
-	  shellcheck -s sh -e SC2194 -
+	recipes=$$($(MAKE) -nB --no-print-directory help demo test peers matrix bench dist install uninstall \
+	  clean) && printf '%s\n' "$$recipes" | shellcheck -s sh -e SC2194 -
 	sed -n '/^```sh/,/^```$$/{//!p}' README.md | shellcheck -s sh -
 	mandoc -Tlint -W style man/spawn-fcgi.1
 

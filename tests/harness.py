@@ -39,6 +39,8 @@ FAST_CLOCK = {
     "LD_PRELOAD": max(glob.glob("/usr/lib/*/faketime/libfaketime.so.1"), default="no libfaketime"),
     "FAKETIME": "+0 x20",
 }
+# For make: the virtual environment of this run, not made anew under the running tests.
+OUR_VENV = (f"VENV={sys.prefix}", "-o", f"{sys.prefix}/ready")
 _ports = itertools.count()
 program: list[str] = shlex.split(os.environ.get("SPAWN_FCGI", ""))  # set by conftest if empty
 
@@ -291,8 +293,7 @@ def install(directory: pathlib.Path, python: str = "") -> str:
     """
     python = python or reachable_python(directory)
     command = ["make", "-s", "-C", str(ROOT), "install", f"PREFIX={directory / 'prefix'}"]
-    command += [f"PYTHON={python}", f"VENV={sys.prefix}"]
-    command += ["-o", f"{sys.prefix}/ready"]  # not made anew under the running tests
+    command += [f"PYTHON={python}", *OUR_VENV]
     environment = {"PATH": PATH, "HOME": os.environ.get("HOME", "/")}
     subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
     return str(directory / "prefix/bin/spawn-fcgi")

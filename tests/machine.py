@@ -26,6 +26,8 @@ SYSTEMD = """
 mount -t tmpfs none /sys/fs/cgroup
 mkdir /sys/fs/cgroup/systemd
 mount -t cgroup -o none,name=systemd none /sys/fs/cgroup/systemd
+sed 1q /proc/cgroups >/run/cgroups  # no controller: it would leave cgroups in ours
+mount --bind /run/cgroups /proc/cgroups
 cd /etc/systemd/system
 echo '[Unit]' >test.target
 ln -s /dev/null systemd-tmpfiles-setup.service  # or it empties /tmp, where our program is
@@ -92,7 +94,8 @@ def machine(init: str = INIT) -> Iterator[Machine]:
         setup += "mkdir -m 1777 /run/lock\n"
         setup += "echo 'APT::Get::Upgrade no;' >/etc/apt/apt.conf.d/99test\n"  # it is offline
         setup += f"ln -sf {harness.program[0]} /usr/local/bin/spawn-fcgi; touch /run/up\n"
-        command = ["unshare", *(f"--{kind}" for kind in NAMESPACES)]
+        command = ["setpriv", "--pdeathsig", "KILL"]  # it does not outlive us, should we be killed
+        command += ["unshare", *(f"--{kind}" for kind in NAMESPACES)]
         command += ["--fork", "--kill-child", "--mount-proc", "sh", "-ec", setup + init]
         process = subprocess.Popen(
             command, env=harness.clean_environment(), stdin=subprocess.DEVNULL

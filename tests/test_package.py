@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Iterator
 
 import pytest
-from harness import ROOT
+from harness import OUR_VENV, ROOT
 from test_install import check_spawns, spawn
 from test_shape import repository_files
 
@@ -42,8 +42,7 @@ def dist() -> Iterator[pathlib.Path]:
     directory = pathlib.Path(tempfile.mkdtemp(prefix="sf-dist-"))
     directory.chmod(0o755)
     try:
-        venv = ("-o", f"{sys.prefix}/ready", f"VENV={sys.prefix}")
-        run("make", "-s", *venv, "dist", f"DIST={directory}")
+        run("make", "-s", *OUR_VENV, "dist", f"DIST={directory}")
         run(sys.executable, "-m", "venv", directory / "venv")
         run(directory / "venv/bin/pip", "install", "-q", directory / WHEEL)
         (directory / "bin").mkdir()

@@ -65,13 +65,6 @@ def functions() -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
             yield node
 
 
-def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.arg]:
-    """Return all parameters of a function but self."""
-    a = function.args
-    given = [*a.posonlyargs, *a.args, a.vararg, *a.kwonlyargs, a.kwarg]
-    return [parameter for parameter in given if parameter and parameter.arg != "self"]
-
-
 def test_the_top_level_is_these_and_dotfiles() -> None:
     names = {path.partition("/")[0] for path in repository_files()}
     assert {name for name in names if not name.startswith(".")} == TOP_LEVEL
@@ -97,10 +90,3 @@ def test_every_function_of_the_program_fits_on_a_screen() -> None:
     lengths = {f.name: 1 + (f.end_lineno or 0) - f.lineno for f in functions()}
     assert {name: length for name, length in lengths.items() if length > MAX_FUNCTION} == {}
     assert lengths
-
-
-def test_every_function_of_the_program_is_annotated_and_says_what_it_does() -> None:
-    bare = [f.name for f in functions() if not f.returns]
-    bare += [f"{f.name}({p.arg})" for f in functions() for p in parameters(f) if not p.annotation]
-    mute = [f.name for f in functions() if f.name != "__init__" and not ast.get_docstring(f)]
-    assert (bare, mute) == ([], [])
