@@ -19,6 +19,7 @@ import pytest
 
 F_GETPIPE_SZ = 1032  # in fcntl from Python 3.10 on
 INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+README = harness.ROOT / "README.md"
 FILES = ("spawn_fcgi.py", "tests/demo.py", "tests/fastcgi.py", "tests/app.fcgi")
 
 
@@ -30,6 +31,11 @@ def tree(work: pathlib.Path) -> pathlib.Path:
         shutil.copy(harness.ROOT / name, work / name)
     (work / "tmp").mkdir()
     return work
+
+
+def without_names(transcript: str) -> str:
+    """Return what the demo prints without its port, PIDs and directory."""
+    return re.sub(r"(?<=pid: )\d+|(?<=PID: )\d+|(?<=-p )\d+|/\S*/(?=app.pid)", "N", transcript)
 
 
 def contents(tree: pathlib.Path) -> list[pathlib.Path]:
@@ -91,6 +97,8 @@ def test_the_demo_shows_four_processes_and_their_answers(
     assert len(result.pids) == 4
     assert leaves_nothing()
     assert not harness.connects(("127.0.0.1", port))
+    [transcript] = re.findall(r"^```\n(\$ .*?)^```$", README.read_text(), re.M | re.S)
+    assert without_names(text) == without_names(transcript)
 
 
 def test_a_busy_port_is_named_and_fails_the_demo(
