@@ -6,17 +6,22 @@ What the page has people type is typed in test_recipes.py.
 from __future__ import annotations
 
 import ast
+import fcntl
 import os
 import pathlib
 import re
+import resource
 import shlex
 import shutil
 import socket
 import string
 import subprocess
 import sys
-from collections.abc import Iterator
-from typing import NamedTuple
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import harness
 import pytest
@@ -86,12 +91,15 @@ def test_the_page_has_the_sections_of_a_command_in_their_order() -> None:
     )
 
 
-def ours(*args: harness.Arg) -> harness.Result:
-    """Run spawn_fcgi.py itself, from the checkout."""
-    command = [sys.executable, "-I", str(harness.ROOT / "spawn_fcgi.py"), *args]
+SCRIPT = (sys.executable, "-I", str(harness.ROOT / "spawn_fcgi.py"))
+
+
+def ours(*args: harness.Arg, program: Sequence[str] = SCRIPT, **kwargs: Any) -> harness.Result:
+    """Run our program, from the checkout or where it is installed; kwargs as of Popen."""
+    command = [*program, *args]
     environment = harness.clean_environment()
     done = subprocess.run(
-        command, cwd="/", env=environment, capture_output=True, timeout=20, check=False
+        command, cwd="/", env=environment, capture_output=True, timeout=20, check=False, **kwargs
     )
     return harness.Result(done.returncode, done.stdout, done.stderr)
 
@@ -240,5 +248,141 @@ def messages() -> Iterator[str]:
 
 @pytest.mark.parametrize("message", sorted(set(messages())))
 def test_the_page_has_a_cure_for_this_message(message: str) -> None:
-    heads = [plain(head) for head in re.findall(r'^\.It Sy "(.+)"', SECTIONS["DIAGNOSTICS"], re.M)]
-    assert [head for head in heads if re.search(message, head)]
+    assert [head for head in page_messages() if re.search(message, head)]
+
+
+def page_messages() -> list[str]:
+    """Return the messages that DIAGNOSTICS explains."""
+    return [plain(head) for head in re.findall(r'^\.It Sy "(.+)"', SECTIONS["DIAGNOSTICS"], re.M)]
+
+
+class Provoked(NamedTuple):
+    """A message of the page, what leads to it, the system call to fail, and who calls."""
+
+    message: str
+    args: str  # {} is a directory
+    fails: str = ""
+    kwargs: Mapping[str, Any] = MappingProxyType({})
+
+
+USER = {"user": harness.NOBODY, "group": harness.NOBODY, "extra_groups": []}
+SMALL_FILES = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))}
+PROVOKED = [
+    Provoked("child spawned successfully: PID: pid", "-s {}/s -- /bin/sleep 60"),
+    Provoked("child exited with: 127", "-s {}/s -f {}/missing"),
+    Provoked("127 means: not found, or a shared library is missing", "-s {}/s -f {}/missing"),
+    Provoked("child exited with: 126", "-s {}/s -f {}/text"),
+    Provoked("126 means: not executable", "-s {}/s -f {}/text"),
+    Provoked("child exited with: n", "-s {}/s -- /bin/false"),
+    Provoked("child signaled: signal", "-s {}/s -- /bin/sh -c 'kill -9 $$'"),
+    Provoked("exec failed: app: No such file or directory", "-s {}/s -- {}/missing"),
+    Provoked(
+        "exec failed: app: the file is there, but its interpreter is not", "-s {}/s -- {}/dos"
+    ),
+    Provoked("exec failed: app: Permission denied", "-s {}/s -- {}/text"),
+    Provoked(
+        "exec failed: app: Exec format error (it has no #! line, or is for another machine)",
+        "-s {}/s -- {}/program",
+    ),
+    Provoked(
+        "cannot write PID file 'path': reason",
+        "-s {}/s -P {}/p -- /bin/sleep 60",
+        kwargs=SMALL_FILES,
+    ),
+    Provoked("fork failed: reason", "-s {}/s -- /bin/sleep 60", "clone:error=EAGAIN"),
+    Provoked("cannot bind to path: already in use", "-s {}/busy -- x"),
+    Provoked(
+        "cannot bind to address port n: Address already in use", "-a 127.0.0.1 -p {port} -- x"
+    ),
+    Provoked(
+        "cannot bind to path: already in use: its directory stays locked", "-s {}/locked/s -- x"
+    ),
+    Provoked("cannot bind to path: exists and is not itself a socket", "-s {}/text -- x"),
+    Provoked("cannot bind to path: exists, and may be in use: reason", "-s {}/datagram -- x"),
+    Provoked("cannot bind to path: No such file or directory", "-s {}/no/s -- x"),
+    Provoked("cannot bind to path: Permission denied", "-s {}/s -- x", kwargs=USER),
+    Provoked("cannot bind to address port n: Permission denied", "-p 9 -- x", "bind:error=EACCES"),
+    Provoked(
+        "cannot bind to address port n: Cannot assign requested address", "-a 192.0.2.1 -p 9 -- x"
+    ),
+    Provoked("cannot open PID file 'path': reason", "-s {}/s -P {}/no/p -- x"),
+    Provoked("cannot empty PID file 'path': reason", "-s {}/s -P {}/p -- x", "ftruncate:error=EIO"),
+    Provoked("cannot open PID file 'path': exists and is no regular file", "-s {}/s -P {} -- x"),
+    Provoked("-u: no such user: 'user'", "-s {}/s -u nosuch -- x"),
+    Provoked("-g: no such group: 'group'", "-s {}/s -g nosuch -- x"),
+    Provoked("-u user: will not run as root", "-s {}/s -u root -- x"),
+    Provoked(
+        "set-uid or set-gid, to uid:gid: will not run as such", "-s {}/s -- x", "geteuid:retval=7"
+    ),
+    Provoked("cannot change to group gid: reason", "-s {}/s -g 7 -- x", "setgroups:error=EPERM"),
+    Provoked(
+        "cannot change to user uid: reason", "-s {}/s -u 7 -g 7 -- x", "setresuid:error=EAGAIN"
+    ),
+    Provoked("cannot chroot to 'directory': reason", "-s {}/s -c {}/no -- x"),
+    Provoked("cannot change to directory 'directory': reason", "-s {}/s -d {}/no -- x"),
+    Provoked("warning: not root, so without effect: options", "-s {}/s -S -- x", kwargs=USER),
+    Provoked(
+        "warning: -u uid has no entry and -g is not given: only the user is dropped",
+        "-s {}/s -u 61234 -- x",
+    ),
+    Provoked("no FastCGI application given (see spawn-fcgi -h)", "-s {}/s"),
+    Provoked("no socket given: use -p or -s", "-- x"),
+    Provoked("use -p or -s, not both", "-s {}/s -p 9 -- x"),
+    Provoked("-a: not an IPv4 or IPv6 address: 'text': reason", "-a localhost -p 9 -- x"),
+    Provoked("-s: a socket path has 1 to 107 bytes: 'path'", "-s {}/" + 107 * "s" + " -- x"),
+    Provoked("option -x not recognized (see spawn-fcgi -h)", "-x"),
+    Provoked("option -x requires argument (see spawn-fcgi -h)", "-s"),
+    Provoked("-p: no number from 1 to 65535: 'text'", "-p 0 -- x"),
+    Provoked("-M: no number from 0 to 7777, in octal: 'text'", "-s {}/s -M 8 -- x"),
+    Provoked("cannot start: reason", "-s {}/s -- x", "pipe2:error=EMFILE"),
+]
+PLACES = r"\b(?:pid|n|signal|app|reason|path|address|user|group|uid|gid|directory|options|text|x)\b"
+
+
+@pytest.fixture
+def obstacles(work: pathlib.Path) -> Iterator[dict[str, int]]:
+    """Make what the arguments of PROVOKED name, and return the port that they take."""
+    for name, text in {"text": "", "program": "", "dos": "#!/bin/sh\r\n"}.items():
+        (work / name).write_text(text)
+    for name in ("program", "dos"):
+        (work / name).chmod(0o755)
+    (work / "locked").mkdir()
+    with ExitStack() as stack:
+        lock = os.open(work / "locked", os.O_RDONLY)
+        stack.callback(os.close, lock)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        kinds = {"busy": socket.SOCK_STREAM, "locked/s": socket.SOCK_STREAM}
+        for name, kind in {**kinds, "datagram": socket.SOCK_DGRAM}.items():
+            sock = stack.enter_context(socket.socket(socket.AF_UNIX, kind))
+            sock.bind(os.fspath(work / name))
+            if name == "busy":
+                sock.listen()
+        port = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        yield {"port": port.getsockname()[1]}
+
+
+@pytest.fixture(scope="module")
+def installed() -> Iterator[str]:
+    """Return the path of our program where ordinary users can execute it."""
+    with tempfile.TemporaryDirectory(prefix="sf-docs-") as directory:
+        os.chmod(directory, 0o755)
+        on_c_tool = harness.on_c_tool()
+        yield harness.install(pathlib.Path(directory)) if on_c_tool else harness.program[0]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("provoked", PROVOKED, ids=lambda provoked: provoked.message)
+def test_the_program_has_this_message_of_the_page(
+    provoked: Provoked, work: pathlib.Path, obstacles: dict[str, int], installed: str
+) -> None:
+    args = provoked.args.replace("{}", str(work)).format(**obstacles)
+    fail = ["strace", "-o", "/dev/null", "-e", f"inject={provoked.fails}"]
+    program = [*fail, installed] if provoked.fails else [installed]
+    result = ours(*shlex.split(args), program=program, **provoked.kwargs)
+    message = re.sub(PLACES, ".+", re.escape(provoked.message))
+    lines = [*result.out.decode().splitlines(), *result.lines]
+    assert [line for line in lines if re.fullmatch(f"spawn-fcgi: {message}", line)]
+
+
+def test_every_message_of_the_page_is_provoked_and_no_other() -> None:
+    assert [provoked.message for provoked in PROVOKED] == page_messages()
