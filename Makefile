@@ -15,7 +15,7 @@ MAN = $(DESTDIR)$(PREFIX)/share/man/man1
 # Programs that people spawn, the servers in front of them, and tools of the tests, from Debian.
 PEERS = spawn-fcgi php-cgi php-fpm fcgiwrap libfcgi-perl libfcgi-bin uwsgi-core \
   uwsgi-plugin-python3 multiwatch nginx-light lighttpd apache2 runit cron apache2-utils \
-  perl strace mandoc iproute2 procps faketime shellcheck curl systemd python3-venv
+  perl strace mandoc iproute2 procps faketime locales shellcheck curl systemd python3-venv
 APT = DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 --no-install-recommends
 
 .PHONY: help demo test check peers matrix bench lint dist install uninstall clean

@@ -370,6 +370,11 @@ def by(*command: str) -> Iterator[None]:
         del program[: len(command)]
 
 
+def tampering(calls: str, how: str) -> tuple[str, ...]:
+    """Return an strace that tampers with system calls of the parent, and of no child."""
+    return "strace", "-o", os.devnull, "-e", f"trace={calls}", "-e", f"inject={calls}:{how}"
+
+
 # Answers every connection with its PID, also one that a spawner makes to see whether a socket is
 # in use, and is gone; there in 5 ms.
 STAND_IN = (

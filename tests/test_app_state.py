@@ -511,3 +511,21 @@ def test_a_dead_child_is_told_though_the_caller_ignores_sigchld() -> None:
     result = harness.run(*args, preexec_fn=caller)
     assert (result.status, result.out) == (3, b"")
     assert result.lines == ["spawn-fcgi: child exited with: 3"]
+
+
+@pytest.mark.root
+def test_with_a_dev_null_that_cannot_be_written_it_starts_all_the_same(work: pathlib.Path) -> None:
+    (work / "null").touch()
+    script = 'mount --bind "$0" /dev/null && mount -o remount,bind,ro /dev/null && exec "$@"'
+    # The C tool's child keeps the caller's stdout then, and a pipe would wait for its end.
+    lost = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with harness.by("unshare", "-m", "sh", "-c", script, str(work / "null")):
+        assert harness.run("-s", work / "s", "--", *harness.SLEEP, **lost).status == 0
+    [pid] = harness.my_children()
+    assert harness.alive(pid)
+
+
+def test_a_child_can_write_to_and_read_from_dev_null(work: pathlib.Path) -> None:
+    script = "echo out && echo err >&2 && cat <&1 <&2 && exec sleep 60; exit 3"
+    result = harness.run("-s", work / "s", "--", "/bin/sh", "-c", script)
+    assert (result.status, result.err, len(result.pids)) == (0, b"", 1)

@@ -14,7 +14,7 @@ from typing import Any
 
 import harness
 import pytest
-from harness import SLEEP, Arg, Result, run
+from harness import SLEEP, Arg, Result, assert_refused, by, run, tampering
 
 GRACE = 0.1
 SH = ("--", "/bin/sh", "-c")
@@ -540,3 +540,46 @@ def test_without_fork_the_process_becomes_the_application(where: tuple[str, ...]
     with harness.running(*where) as process:
         assert harness.state(process.pid).parent == os.getpid()
         assert harness.proc(process.pid, f"task/{process.pid}/children") == b""
+
+
+@pytest.mark.differs("it has no pipe")
+def test_a_start_that_runs_out_of_descriptors_says_so_and_leaves_no_socket(
+    work: pathlib.Path,
+) -> None:
+    with by(*tampering("?pipe,pipe2", "error=EMFILE")):
+        result = run("-s", work / "s", "--", *SLEEP)
+    assert_refused(result, "cannot start", os.strerror(errno.EMFILE))
+    assert os.listdir(work) == []
+
+
+@pytest.mark.differs(6)
+def test_an_exec_that_fails_late_is_a_failure_all_the_same(work: pathlib.Path) -> None:
+    slow = ["strace", "-f", "-o", os.devnull, "-e", "trace=execve"]
+    with by(*slow, "-e", "inject=execve:delay_enter=600000"):  # as on a slow disk
+        result = run("-s", work / "s", "-P", work / "pid", "--", "/no/such/app")
+    assert (result.status, result.out) == (errno.ENOENT, b"")
+    assert "exec failed: /no/such/app" in result.lines[0]
+    assert (work / "pid").read_bytes() == b""
+
+
+@pytest.mark.root
+@pytest.mark.differs(6)
+@pytest.mark.parametrize("option", [(), ("-n",)])
+def test_a_chroot_without_a_shell_for_f_names_the_shell(
+    option: tuple[str, ...], work: pathlib.Path
+) -> None:
+    result = run("-c", work, "-s", "/s", *option, "-f", "true")
+    assert (result.status, result.out, len(result.lines)) == (errno.ENOENT, b"", 1)
+    assert "exec failed: /bin/sh: " in result.lines[0]
+
+
+@pytest.mark.long
+def test_an_exec_that_does_not_end_does_not_hold_a_start_up(work: pathlib.Path) -> None:
+    hanging = ["strace", "-f", "-o", os.devnull, "-e", "trace=execve"]
+    with by(*hanging, "-e", "inject=execve:delay_enter=20000000"):  # as on a dead file server
+        process = harness.popen("-s", work / "s", "-P", work / "pid", "--", *SLEEP)
+    try:
+        harness.wait_for(lambda: (work / "pid").exists() and (work / "pid").read_bytes(), 10)
+    finally:
+        process.kill()
+        process.communicate()

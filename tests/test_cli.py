@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pathlib
 import re
 import signal
 import socket
 import stat
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -15,7 +17,7 @@ from typing import Any
 
 import harness
 import pytest
-from harness import SLEEP, Arg, Result, run
+from harness import NOBODY, SLEEP, Arg, Result, assert_refused, run
 
 VALUED = tuple("fdapsMCFbPcugUG")  # the options that take a value
 ALL = (*VALUED, "n", "S", "v", "?", "h")
@@ -778,3 +780,57 @@ def test_ctrl_c_in_the_start_up_is_quiet(port: str) -> None:
     # Before the first line of a Python program lies half a millisecond of the interpreter's own
     # in which nothing can be done; modules imported with its handler still there are ten or more.
     assert len(noise) <= shots / 8, noise[0].decode()
+
+
+@pytest.mark.parametrize(
+    ("option", "limits"),
+    [
+        ("-p", "from 1 to 65535:"),
+        pytest.param("-M", "from 0 to 7777, in octal:", marks=pytest.mark.differs(8)),
+        pytest.param("-F", f"from 1 to {INT_MAX}:", marks=pytest.mark.differs(8)),
+        pytest.param("-C", f"from {INT_MIN} to {INT_MAX}:", marks=pytest.mark.differs(8)),
+        pytest.param("-b", f"from {INT_MIN} to {INT_MAX}:", marks=pytest.mark.differs(8)),
+    ],
+)
+def test_a_refused_number_is_told_its_limits(option: str, limits: str, work: pathlib.Path) -> None:
+    where = () if option == "-p" else ("-s", "sock")
+    refusal(*where, option, "x", "--", *SLEEP, cwd=work, naming=limits)
+
+
+@pytest.mark.root
+def test_root_may_have_an_effective_group_of_its_choice(work: pathlib.Path) -> None:
+    result = run("-s", work / "s", "--", *SLEEP, preexec_fn=lambda: os.setresgid(0, NOBODY, 0))
+    assert (result.status, result.err, len(result.pids)) == (0, b"", 1)
+
+
+@pytest.fixture
+def japanese(work: pathlib.Path) -> dict[str, str]:
+    """Return an environment with a locale that decodes bytes which it cannot encode again."""
+    command = ["localedef", "-c", "-i", "ja_JP", "-f", "EUC-JP", str(work / "ja")]
+    subprocess.run(command, check=False, capture_output=True)  # it warns
+    return harness.clean_environment(LOCPATH=str(work), LC_ALL="ja")
+
+
+@pytest.mark.differs("Never a traceback, whatever the input")
+@pytest.mark.parametrize("option", ["-s", "-P", "-d"])
+def test_a_path_that_the_locale_cannot_encode_is_refused_in_one_line(
+    option: str, japanese: dict[str, str], work: pathlib.Path
+) -> None:
+    where = () if option == "-s" else ("-s", "sock")
+    result = run(*where, option, b"\x81_", "--", *SLEEP, cwd=work, env=japanese)
+    assert_refused(result, "euc_jp")
+    assert os.listdir(work) == ["ja"]
+
+
+@pytest.mark.differs("Never a traceback, whatever the input")
+@pytest.mark.parametrize("option", [(), ("-n",)])
+def test_an_argument_that_the_locale_cannot_encode_is_an_exec_failure(
+    option: tuple[str, ...], japanese: dict[str, str], work: pathlib.Path
+) -> None:
+    result = run("-s", "s", *option, "--", "/bin/echo", b"\x81_", cwd=work, env=japanese)
+    assert (result.status, result.out, len(result.lines)) == (errno.EILSEQ, b"", 1)
+    assert os.strerror(errno.EILSEQ) in result.lines[0]
+
+
+def test_a_delete_character_is_escaped_in_a_message(work: pathlib.Path) -> None:
+    refusal("-s", b"no/\x7f", "--", *SLEEP, cwd=work, naming=b"no/\\x7f")

@@ -216,3 +216,10 @@ def test_the_version_is_in_one_place(tree: Tree) -> None:
     assert version == f"v{package}", "or .venv is older than the version: rm .venv/ready"
     for name in ("pyproject.toml", "Makefile", "README.md", "man/spawn-fcgi.1"):
         assert package not in (harness.ROOT / name).read_text()
+
+
+def test_main_takes_its_arguments_from_python_too() -> None:
+    call = "import spawn_fcgi; raise SystemExit(spawn_fcgi.main(['--version']))"
+    command = [sys.executable, "-c", call]
+    done = subprocess.run(command, cwd=harness.ROOT, capture_output=True, check=False)
+    assert (done.returncode, done.stdout[:13]) == (0, b"spawn-fcgi v1"), done.stderr

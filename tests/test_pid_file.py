@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pathlib
 import re
@@ -15,7 +16,18 @@ from typing import Any, BinaryIO
 
 import harness
 import pytest
-from harness import NOBODY, SLEEP, Result, as_user, assert_refused, by, free_port, run, snapshot
+from harness import (
+    NOBODY,
+    SLEEP,
+    Result,
+    as_user,
+    assert_refused,
+    by,
+    free_port,
+    run,
+    snapshot,
+    tampering,
+)
 
 OLD = b"1111111\n2222222\n3333333\n4444444\n"  # longer than what a start writes
 UNWRITTEN = "If it cannot be written (full disk), say so on stderr"
@@ -385,3 +397,25 @@ def test_a_start_that_fails_leaves_a_new_file_empty(work: pathlib.Path, args: li
     # It does not remove it: another start, one that works, may have it open by now.
     assert_refused(run("-P", "pid", *args, cwd=work))
     assert (work / "pid").read_bytes() == b""
+
+
+def test_what_is_no_regular_file_is_refused_before_a_stale_socket_goes(work: pathlib.Path) -> None:
+    os.mkfifo(work / "pid")
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(os.fspath(work / "s"))
+    before = snapshot(work)
+    reader = os.open(work / "pid", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        result = run("-s", work / "s", "-P", work / "pid", "--", *SLEEP, timeout=5)
+    finally:
+        os.close(reader)
+    assert_refused(result, work / "pid")
+    assert snapshot(work) == before
+
+
+@pytest.mark.differs("it has no such step")
+def test_a_file_that_cannot_be_emptied_is_named_and_nothing_is_spawned(work: pathlib.Path) -> None:
+    with by(*tampering("ftruncate", "error=EIO")):
+        result = run("-s", work / "s", "-P", work / "pid", "--", *SLEEP)
+    assert_refused(result, work / "pid", os.strerror(errno.EIO))
+    assert [*snapshot(work)] == ["pid"]

@@ -527,3 +527,15 @@ def test_the_user_may_use_the_socket_and_others_may_not(
         assert may_connect(4102, 4299)
         assert may_connect(4199, 4302)
         assert not may_connect(4199, 4201)
+
+
+@pytest.mark.root
+def test_a_name_may_begin_with_digits(work: pathlib.Path) -> None:
+    (work / "passwd").write_text(PASSWD + "9user:x:4106:4206::/:/bin/sh\n")
+    (work / "group").write_text(GROUP + "9group:x:4306:\n")
+    mounts = [(work / name, f"/etc/{name}") for name in ("passwd", "group")]
+    options: list[harness.Arg] = ["-s", work / "sock", "-u", "9user", "-g", "9group"]
+    with harness.running(*options, preexec_fn=harness.mounting(*mounts)) as process:
+        assert process.poll() is None, process.communicate()
+        seen = harness.state(process.pid)
+        assert (seen.uids, seen.gids) == ([4106] * 4, [4306] * 4)

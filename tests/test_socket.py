@@ -17,7 +17,18 @@ from typing import Any
 
 import harness
 import pytest
-from harness import NOBODY, SLEEP, as_user, assert_refused, by, connects, free_port, run, snapshot
+from harness import (
+    NOBODY,
+    SLEEP,
+    as_user,
+    assert_refused,
+    by,
+    connects,
+    free_port,
+    run,
+    snapshot,
+    tampering,
+)
 
 SYS_PIDFD_OPEN, SYS_PIDFD_GETFD = 434, 438  # on every architecture but alpha
 SOMAXCONN = int(pathlib.Path("/proc/sys/net/core/somaxconn").read_text())
@@ -73,11 +84,6 @@ def listener(path: harness.Arg, kind: int = socket.SOCK_STREAM) -> Iterator[sock
     with bind(path, kind) as sock:
         sock.listen(0)
         yield sock
-
-
-def tampering(calls: str, how: str) -> tuple[str, ...]:
-    """Return an strace that tampers with system calls of the parent, and of no child."""
-    return "strace", "-o", os.devnull, "-e", f"trace={calls}", "-e", f"inject={calls}:{how}"
 
 
 def is_locked(fd: int) -> bool:
@@ -622,4 +628,61 @@ def test_the_socket_stays_if_only_some_children_fail(work: pathlib.Path) -> None
     result = run("-s", "s", "-F", "4", "--", "/bin/sh", "-c", choose_one, cwd=work)
     if not harness.on_c_tool():  # it watches the first of them only
         assert (result.status, len(result.pids)) == (3, 1)
+    assert connects(work / "s")
+
+
+def test_starts_on_unlike_paths_of_one_directory_all_win(work: pathlib.Path) -> None:
+    paths = [work / f"s{number}" for number in range(5)]
+    for path in paths:
+        bind(path).close()
+    with by(*tampering("?unlink,?unlinkat", "delay_enter=50000")):  # with the lock held
+        processes = [harness.popen("-s", path, "--", *SLEEP) for path in paths]
+    for process in processes:
+        _, err = process.communicate(timeout=20)
+        assert (process.returncode, err) == (0, b"")
+    assert all(connects(path) for path in paths)
+
+
+@pytest.mark.root
+@pytest.mark.differs("it gives the file that a link leads to away, if one comes after the bind")
+def test_the_owner_is_not_set_through_a_link(work: pathlib.Path) -> None:
+    (work / "precious").touch()
+    with by(*tampering("?chown,?lchown,?fchownat", "delay_enter=500000")):
+        process = harness.popen("-s", work / "s", "-U", str(NOBODY), "-M", "0600", "--", *SLEEP)
+    try:
+        harness.wait_for(lambda: (work / "s").exists() and mode_of(work / "s") == 0o600)
+        (work / "s").unlink()
+        (work / "s").symlink_to("precious")
+    finally:
+        process.communicate(timeout=20)
+    assert (work / "precious").stat().st_uid == 0
+
+
+def test_the_lock_ends_before_the_fork(work: pathlib.Path) -> None:
+    fd = os.open(work, os.O_RDONLY)
+    try:
+        with by(*tampering("?clone,?clone3,?fork,?vfork", "delay_enter=1000000")):
+            process = harness.popen("-s", work / "s", "--", *SLEEP)
+        try:
+            harness.wait_for(lambda: (work / "s").exists() and connects(work / "s"))
+            harness.wait_for(lambda: not is_locked(fd), 0.7)
+            assert not process.poll()
+        finally:
+            process.communicate(timeout=20)
+    finally:
+        os.close(fd)
+
+
+def test_in_a_directory_that_cannot_be_locked_a_stale_socket_is_replaced(
+    work: pathlib.Path,
+) -> None:
+    bind(work / "s").close()
+    with by(*tampering("flock", "error=ENOLCK")):
+        assert run("-s", work / "s", "--", *SLEEP).status == 0
+    assert connects(work / "s")
+
+
+def test_a_directory_that_cannot_be_opened_holds_a_socket(work: pathlib.Path) -> None:
+    with by("strace", "-P", str(work), *tampering("?open,openat", "error=EMFILE")[1:]):
+        assert run("-s", work / "s", "--", *SLEEP).status == 0
     assert connects(work / "s")
