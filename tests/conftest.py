@@ -19,7 +19,9 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "differs(what): the C tool fails here; a number is one of README.md"
     )
     config.addinivalue_line("markers", "long: takes minutes; `make matrix` leaves it out")
-    config.addinivalue_line("markers", "alone: measures time, so nothing else is to run beside it")
+    config.addinivalue_line(
+        "markers", "alone: a matter of milliseconds, so nothing else is to run beside it"
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -18,7 +18,8 @@ from harness import SLEEP, Arg, Result, assert_refused, by, run, tampering
 
 GRACE = 0.1
 SH = ("--", "/bin/sh", "-c")
-STRANGER = 61234  # a user who has no processes, so that RLIMIT_NPROC counts ours alone
+# A user without processes, of ours or of a suite beside us: RLIMIT_NPROC is to count these alone.
+STRANGER = 200000 + os.getpid()
 SPAWNED = "spawn-fcgi: child spawned successfully: PID: {}"
 # Ends as $END says, if it is one of the children in $DIE, counted from 1 in the order of the forks.
 # Each number once: the C tool waits for the first before it forks the second, and may be gone
@@ -285,6 +286,7 @@ def choosy(work: pathlib.Path) -> str:
 DEATHS = ["2", "3", "4", "1 3", "2 3 4", "1 2 3", "1 2 4", "1 2 3 4"]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     "dying", ["1", *(pytest.param(dying, marks=pytest.mark.differs(1)) for dying in DEATHS)]
 )
@@ -305,6 +307,7 @@ def test_every_child_is_looked_at_and_the_last_failure_counts(
         wait_for_sleep(pid)
 
 
+@pytest.mark.alone
 @pytest.mark.differs(1)
 @pytest.mark.parametrize(
     ("end", "status"),

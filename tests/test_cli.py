@@ -765,6 +765,7 @@ def seconds(*args: Arg) -> float:
     return time.monotonic() - start
 
 
+@pytest.mark.alone
 def test_ctrl_c_in_the_start_up_is_quiet(port: str) -> None:
     args = ("-n", "-p", port, "--", "/bin/true")
     duration, shots, noise = min(seconds(*args) for _ in range(3)), 48, []
