@@ -586,3 +586,21 @@ def test_an_exec_that_does_not_end_does_not_hold_a_start_up(work: pathlib.Path) 
     finally:
         process.kill()
         process.communicate()
+
+
+@pytest.mark.alone
+@pytest.mark.differs(1)
+def test_the_grace_time_is_waited_though_one_of_two_children_could_not_be_execed(
+    work: pathlib.Path,
+) -> None:
+    def start() -> Result:
+        harness.end_children()
+        (work / "app").write_text('#!/bin/sh\nrm "$0"\nsleep 0.25\nexit 3\n')
+        (work / "app").chmod(0o755)
+        with by(*tampering("?clone,?clone3,?fork,?vfork", "delay_enter=200000:when=2")):
+            return run("-s", work / "s", "-F", "2", "--", work / "app")
+
+    # The second child finds no app, and 50 ms later the first one ends: half of the grace time.
+    results = [start() for _ in range(3)]
+    assert all("exec failed" in result.err.decode() for result in results)
+    assert [result for result in results if b"exited with: 3" in result.err and not result.pids]
