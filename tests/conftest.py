@@ -51,9 +51,11 @@ def no_process_left() -> Iterator[None]:
 @pytest.fixture
 def work() -> Iterator[pathlib.Path]:
     """Return a directory of the test's own, with a short path that every user may enter."""
+    others = harness.my_children()
     directory = pathlib.Path(tempfile.mkdtemp(prefix="sf-"))
     directory.chmod(0o755)
     yield directory
+    harness.end_children(but=others)  # they may be writing to it
     shutil.rmtree(directory)
 
 
