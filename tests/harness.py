@@ -8,6 +8,7 @@ install` puts it into a directory that ordinary users can reach, too. The applic
 from __future__ import annotations
 
 import ctypes
+import functools
 import glob
 import itertools
 import os
@@ -41,7 +42,6 @@ FAST_CLOCK = {
 }
 # For make: the virtual environment of this run, not made anew under the running tests.
 OUR_VENV = (f"VENV={sys.prefix}", "-o", f"{sys.prefix}/ready")
-_ports = itertools.count()
 program: list[str] = shlex.split(os.environ.get("SPAWN_FCGI", ""))  # set by conftest if empty
 
 
@@ -56,7 +56,8 @@ def reset_signals() -> None:
         python = number in (signal.SIGPIPE, signal.SIGXFSZ)
         if signal.getsignal(number) is signal.SIG_IGN and not python:
             signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the fixtures see to the end
+        signal.signal(number, signal.default_int_handler)
 
 
 def become_subreaper() -> None:
@@ -243,13 +244,24 @@ def state(pid: int) -> State:
     )
 
 
-def free_port() -> int:
-    """Return a TCP port that nobody uses now, and that no client is given meanwhile.
+@functools.cache
+def ports() -> tuple[Iterator[int], socket.socket]:
+    """Return ports for this suite alone, below the ephemeral ones, and what claims them.
 
-    Below the ephemeral ports; suites that run side by side begin in different places.
+    Suites may run side by side; the name of an abstract Unix socket lasts as long as the suite.
     """
+    claim = socket.socket(socket.AF_UNIX)
+    for first in range(10000, 32000, 1000):
+        with suppress(OSError):
+            claim.bind(f"\0spawn-fcgi-tests-{first}")
+            return itertools.cycle(range(first, first + 1000)), claim
+    raise AssertionError("22 suites run already")
+
+
+def free_port() -> int:
+    """Return a TCP port that nobody uses now, and that nobody else is given meanwhile."""
     while True:
-        port = 10000 + (os.getpid() * 997 + next(_ports)) % 20000
+        port = next(ports()[0])
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("0.0.0.0", port))
             return port

@@ -23,7 +23,7 @@ CYCLES, ROUNDS, STARTS, REQUESTS = 500, 50, 10, 20000
 LISTEN = {"unix": "00010000", "tcp": "0A"}  # in /proc/net: __SO_ACCEPTCON, TCP_LISTEN
 
 
-def listeners(address: Any) -> list[str]:
+def listeners(address: Any) -> set[str]:
     """Return what listens at a Unix path or a (host, port), as /proc/<pid>/fd shows it."""
     table = "tcp" if isinstance(address, tuple) else "unix"
     local, state, inode = (1, 3, 9) if table == "tcp" else (7, 3, 6)
@@ -31,7 +31,7 @@ def listeners(address: Any) -> list[str]:
     text = os.fsdecode(pathlib.Path("/proc/net", table).read_bytes())  # others' paths are odd
     rows = [line.split() for line in text.splitlines()]
     found = [row for row in rows if len(row) > local and row[local].endswith(name)]
-    return [f"socket:[{row[inode]}]" for row in found if row[state] == LISTEN[table]]
+    return {f"socket:[{row[inode]}]" for row in found if row[state] == LISTEN[table]}
 
 
 def start_ask_and_kill(times: int, address: Any, pid_file: pathlib.Path) -> list[float]:
@@ -46,9 +46,9 @@ def start_ask_and_kill(times: int, address: Any, pid_file: pathlib.Path) -> list
         [pid] = result.pids
         assert pid_file.read_text() == str(pid)
         assert ask(address) == pid
-        assert listeners(address) == [os.readlink(f"/proc/{pid}/fd/0")]
+        assert listeners(address) == {os.readlink(f"/proc/{pid}/fd/0")}
         kill(pid)
-        assert listeners(address) == []
+        assert listeners(address) == set()
     return durations
 
 
@@ -112,7 +112,7 @@ def test_of_ten_starts_at_once_on_a_loaded_machine_one_wins_50_times(
             assert len(winners) == 1, results
             [pid] = winners[0].pids
             assert ask(path) == pid
-            assert listeners(path) == [os.readlink(f"/proc/{pid}/fd/0")]
+            assert listeners(path) == {os.readlink(f"/proc/{pid}/fd/0")}
             assert pid_file.read_text() == str(pid)
             for loser in results:
                 if loser is not winners[0]:

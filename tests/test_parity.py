@@ -738,7 +738,7 @@ def socket_of(pid: int) -> dict[str, Any]:
     with socket.socket(fileno=fd) as sock:
         listed = subprocess.run(["ss", "-Hlxtne"], check=True, capture_output=True).stdout
         inode = re.compile(rb"\b%d\b" % os.fstat(fd).st_ino)
-        backlog = [row.split()[3] for row in listed.splitlines() if inode.search(row)]
+        backlog = {row.split()[3] for row in listed.splitlines() if inode.search(row)}
         level = socket.SOL_SOCKET
         return {
             "kind": (sock.family, sock.type, sock.getsockopt(level, socket.SO_ACCEPTCONN)),

@@ -57,7 +57,8 @@ def backlog_of(name: str) -> int:
     """Return the backlog of the socket that listens at a Unix path, or at address:port."""
     lines = subprocess.run(["ss", "-lntxH"], check=True, stdout=subprocess.PIPE).stdout
     # Not every line is whole: the path of somebody else's socket may have a newline in it.
-    (backlog,) = re.findall(rb"(?m)^\S+ +LISTEN +\d+ +(\d+) +%b " % re.escape(name).encode(), lines)
+    row = rb"(?m)^\S+ +LISTEN +\d+ +(\d+) +%b " % re.escape(name).encode()
+    (backlog,) = set(re.findall(row, lines))
     return int(backlog)
 
 
