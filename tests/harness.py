@@ -75,16 +75,17 @@ def my_children() -> list[int]:
     return found
 
 
-def end_children(but: Sequence[int] = ()) -> list[int]:
-    """Kill and reap every child and, as they come to us, every grandchild; return their PIDs."""
-    ended = []
+def end_children(but: Sequence[int] = ()) -> None:
+    """Kill and reap every child and, as they come to us, every grandchild.
+
+    In no order: the PID 1 of a namespace does not end before all that lived there is reaped.
+    """
     while pids := [pid for pid in my_children() if pid not in but]:
         for pid in pids:
-            os.kill(pid, signal.SIGKILL)
-            with suppress(ChildProcessError):
-                os.waitpid(pid, 0)
-        ended += pids
-    return ended
+            with suppress(ProcessLookupError, ChildProcessError):  # listed twice, as it ended
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, os.WNOHANG)
+        time.sleep(0.001)
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 10) -> Any:
