@@ -195,10 +195,7 @@ def lock_directory(path: str) -> tuple[int, bool]:
 
 
 def is_stale(path: str) -> bool:
-    """Say if there is a socket that refuses connections; raise OSError if there is another thing.
-
-    The C tool unlinks all that it cannot connect to, and waits on a full queue for ever.
-    """
+    """Say if a socket that refuses connections is there; raise OSError if it is another thing."""
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             raise FileExistsError(errno.EEXIST, "exists and is not itself a socket")
@@ -267,7 +264,8 @@ def write_pid_file(fd: int, path: str, pids: list[int]) -> None:
         with open(fd, "wb", closefd=False) as file:
             file.write("\n".join(map(str, pids)).encode())
     except OSError as error:
-        os.ftruncate(fd, 0)
+        with suppress(OSError):
+            os.ftruncate(fd, 0)
         say(2, f"cannot write PID file '{path}': {error.strerror}")
 
 
@@ -297,11 +295,12 @@ def reserve_fds(no_fork: bool) -> int:
                 os.set_inheritable(int(name), False)
     except OSError:
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-    usable = os.access(os.devnull, os.R_OK | os.W_OK)  # else lose the output at a directory
-    null, flags = (os.devnull, os.O_RDWR) if usable else ("/", os.O_RDONLY)
-    while (fd := os.open(null, flags)) <= 2:
-        pass
-    return fd
+    try:
+        fd = os.open(os.devnull, os.O_RDWR)
+    except OSError:  # there is none, or a poor one; what can be read only loses all output, too
+        fd, writer = os.pipe()
+        os.close(writer)
+    return fd if fd > 2 else reserve_fds(no_fork=True)
 
 
 def exec_app(options: Options) -> int:

@@ -10,7 +10,9 @@ import pathlib
 import re
 import resource
 import signal
+import stat
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -91,7 +93,7 @@ def listener(where: int | str) -> str:
         table = pathlib.Path("/proc/net/tcp").read_text()
     else:
         pattern = rf"^\S+: \S+ \S+ 00010000 0001 \S+ +(\d+) {re.escape(where)}$"
-        table = pathlib.Path("/proc/net/unix").read_text()
+        table = os.fsdecode(pathlib.Path("/proc/net/unix").read_bytes())  # others' paths are odd
     (inode,) = set(re.findall(pattern, table, re.M))  # a table that grows repeats its last row
     return f"socket:[{inode}]"
 
@@ -330,6 +332,18 @@ def test_without_proc_descriptors_and_all_else_are_as_with_it(
         assert (seen.environ, seen.ignored, seen.caught) == ([], set(), set())
 
 
+def assert_output_is_lost(pid: int) -> None:
+    """Assert that fds 1 and 2 are neither the caller's nor a way out of a chroot; the C tool's are.
+
+    Without a /dev/null they are a pipe that nobody can write to.
+    """
+    assert harness.alive(pid)
+    if not harness.on_c_tool():
+        for fd in (1, 2):
+            assert stat.S_ISFIFO(os.stat(f"/proc/{pid}/fd/{fd}").st_mode)
+            assert b"flags:\t00\n" in harness.proc(pid, f"fdinfo/{fd}"), "not only to be read"
+
+
 @pytest.mark.root
 @MODES
 @pytest.mark.parametrize("closed", [set(), {0, 1, 2}], ids=["", "closed"])
@@ -346,9 +360,11 @@ def test_without_a_dev_null_it_starts_all_the_same(mode: str, closed: set[int]) 
         # The C tool's child keeps the caller's stdout then, and a pipe would wait for its end.
         lost = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         where = ["-p", str(harness.free_port()), "--", *harness.SLEEP]
+        began = time.monotonic()
         assert harness.run(*where, preexec_fn=start, **lost).status == 0
+        assert time.monotonic() - began < 1, "it waits for no reader where it has no stdout"
         [pid] = harness.my_children()
-        assert harness.alive(pid)
+        assert_output_is_lost(pid)
 
 
 ALONE, OTHERS = [b"PHP_FCGI_CHILDREN=7"], [b"A=1", b"LC_CTYPE=C", b"B=\xff"]
@@ -504,6 +520,7 @@ def test_arguments_are_the_callers_byte_for_byte(env: dict[str, str] | None, who
     assert result.out == b"".join(argument + b"\0" for argument in ARGUMENTS)
 
 
+@pytest.mark.alone
 @pytest.mark.differs(13)
 def test_a_dead_child_is_told_though_the_caller_ignores_sigchld() -> None:
     caller = dispositions({signal.SIGCHLD}, set())
@@ -514,15 +531,26 @@ def test_a_dead_child_is_told_though_the_caller_ignores_sigchld() -> None:
 
 
 @pytest.mark.root
-def test_with_a_dev_null_that_cannot_be_written_it_starts_all_the_same(work: pathlib.Path) -> None:
+@pytest.mark.parametrize(
+    "mounts",
+    [
+        'mount --bind "$0" /dev/null && mount -o remount,bind,ro /dev/null',
+        "mount -t tmpfs -o nodev none /dev && mknod -m 666 /dev/null c 1 3",
+    ],
+    ids=["read-only", "nodev"],
+)
+def test_with_a_dev_null_that_cannot_be_used_it_starts_all_the_same(
+    mounts: str, work: pathlib.Path
+) -> None:
     (work / "null").touch()
-    script = 'mount --bind "$0" /dev/null && mount -o remount,bind,ro /dev/null && exec "$@"'
     # The C tool's child keeps the caller's stdout then, and a pipe would wait for its end.
-    lost = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with harness.by("unshare", "-m", "sh", "-c", script, str(work / "null")):
-        assert harness.run("-s", work / "s", "--", *harness.SLEEP, **lost).status == 0
+    with open(os.devnull, "r+b") as lost:
+        script = f'{mounts} && exec "$@"'
+        with harness.by("unshare", "-m", "sh", "-c", script, str(work / "null")):
+            args = ["-s", str(work / "s"), "--", *harness.SLEEP]
+            assert harness.run(*args, stdout=lost, stderr=lost).status == 0
     [pid] = harness.my_children()
-    assert harness.alive(pid)
+    assert_output_is_lost(pid)
 
 
 def test_a_child_can_write_to_and_read_from_dev_null(work: pathlib.Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import pathlib
+import re
 import resource
 import signal
 import time
@@ -88,6 +89,7 @@ def test_living_children_are_named_on_stdout(
         wait_for_sleep(pid)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("code", [0, 1, 3, 42, 125, 128, 200, 254, 255])
 def test_a_child_that_exits_at_once_gives_its_status(
     code: int, where: tuple[str, ...], work: pathlib.Path
@@ -98,6 +100,7 @@ def test_a_child_that_exits_at_once_gives_its_status(
     assert written(work) == []
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("code", "meaning"), [(126, "execut"), (127, "not found")])
 def test_the_shells_statuses_are_given_and_explained(
     code: int, meaning: str, where: tuple[str, ...]
@@ -110,6 +113,7 @@ def test_the_shells_statuses_are_given_and_explained(
         assert meaning in result.lines[1]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("line", "code"), [("/no/such/command", 127), ("/etc/passwd", 126), ("no-such-command", 127)]
 )
@@ -121,6 +125,7 @@ def test_a_shell_line_that_cannot_be_run_fails_as_the_shell_says(
     assert result.lines[0] == f"spawn-fcgi: child exited with: {code}"
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGPIPE])
 def test_a_killed_child_is_status_1(
     number: int, where: tuple[str, ...], work: pathlib.Path
@@ -149,6 +154,7 @@ def test_a_child_that_dies_after_the_grace_time_is_a_success(
     assert written(work) == [pid]
 
 
+@pytest.mark.alone
 def test_a_child_that_dies_within_the_grace_time_is_a_failure(where: tuple[str, ...]) -> None:
     # On a loaded machine 20 ms of sleep may end after the grace time, but hardly five times.
     results = (run(*where, *SH, "sleep 0.02; exit 3").status for _ in range(5))
@@ -237,12 +243,23 @@ def test_a_reason_is_not_made_up(
 # Grace time
 
 
+@pytest.mark.alone
 def test_the_grace_time_is_100_ms(where: tuple[str, ...]) -> None:
     times = [seconds(*where, *SH, "sleep 0.01; exit 3", status=3)]
     for _ in range(5):
         times.append(seconds(*where, "--", *SLEEP))
         harness.end_children()
     assert GRACE <= min(times[1:]) < start_up() + 2 * GRACE
+
+
+def test_a_child_has_no_less_than_100_ms(where: tuple[str, ...], work: pathlib.Path) -> None:
+    stamped = ["strace", "-ttt", "-o", str(work / "log")]
+    with by(*stamped, "-e", "trace=?clone,?clone3,?fork,?vfork,?wait4,?waitid"):
+        spawned(run(*where, "--", *SLEEP), work, 1)
+    calls = re.findall(r"(?m)^([0-9.]+) (\w+)\(", (work / "log").read_text())
+    forks = [float(when) for when, call in calls if "wait" not in call]
+    looks = [float(when) for when, call in calls if "wait" in call]
+    assert looks[0] - forks[-1] >= GRACE
 
 
 @pytest.mark.differs("It does not wait where no child could be exec'ed")
@@ -335,6 +352,7 @@ def ignore_sigchld() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 
 
+@pytest.mark.alone
 @pytest.mark.differs(13)
 @pytest.mark.parametrize(
     ("line", "status", "said"),
@@ -471,6 +489,7 @@ def test_a_deaf_stream_changes_nothing_of_a_good_start(
     assert fd == 1 or sorted(result.pids) == sorted(written(work))
 
 
+@pytest.mark.alone
 @streams((2, "closed"), (2, "unread"))
 @pytest.mark.parametrize(("line", "status"), [("exit 3", 3), ("exit 127", 127), ("kill $$", 1)])
 def test_the_status_of_a_dead_child_gets_past_a_deaf_stream(
@@ -586,6 +605,34 @@ def test_an_exec_that_does_not_end_does_not_hold_a_start_up(work: pathlib.Path) 
     finally:
         process.kill()
         process.communicate()
+
+
+SWAPPED = """#!/bin/sh
+rm "$0"
+sleep 0.75
+printf '#!/bin/sh\\nexit 3\\n' >"$0.new"
+chmod +x "$0.new"
+mv "$0.new" "$0"
+exec sleep 60
+"""
+
+
+@pytest.mark.alone
+@pytest.mark.differs(1)
+@pytest.mark.parametrize(("count", "status"), [(2, errno.ENOENT), (3, 3)])
+def test_what_lives_goes_on_beside_what_could_not_be_execed(
+    count: int, status: int, where: tuple[str, ...], work: pathlib.Path
+) -> None:
+    (work / "app").write_text(SWAPPED)
+    (work / "app").chmod(0o755)
+    # The second child finds no app, a third one finds another.
+    with by(*tampering("?clone,?clone3,?fork,?vfork", "delay_enter=500000:when=2+")):
+        result = run(*where, "-F", str(count), "--", work / "app")
+    assert (result.status, len(result.pids), len(result.lines)) == (status, 1, count - 1)
+    assert b"exec failed" in result.err
+    assert (b"exited with: 3" in result.err) == (count == 3)
+    spawned(result, work, 1)
+    assert harness.connects(work / "sock")
 
 
 @pytest.mark.alone

@@ -593,7 +593,7 @@ def test_an_unknown_option_is_named_and_points_to_the_help(
     args: list[Arg], naming: Arg, work: pathlib.Path
 ) -> None:
     result = refusal("-s", "sock", "-P", "pid", *args, "--", *SLEEP, cwd=work, naming=naming)
-    assert "-h" in result.lines[0]
+    assert "spawn-fcgi -h" in result.lines[0]
 
 
 @pytest.mark.differs(7)
@@ -735,6 +735,7 @@ def interrupted_in_the_grace_time(port: str) -> tuple[int, bytes] | None:
     return None if process.returncode == 0 else (process.returncode, err)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("form", FORMS)
 def test_ctrl_c_in_the_grace_time_ends_the_parent_as_a_signal_does(
     form: str, port: str, monkeypatch: pytest.MonkeyPatch

@@ -203,6 +203,7 @@ def test_the_table_has_these_statuses_and_messages_and_no_others() -> None:
     assert {message: status for message, (status, _) in table().items()} == rows
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("outcome", OUTCOMES, ids=lambda outcome: outcome.args)
 def test_a_status_and_a_message_of_the_table_are_what_the_program_has(
     outcome: Outcome, work: pathlib.Path
@@ -336,6 +337,13 @@ PROVOKED = [
     Provoked("-M: no number from 0 to 7777, in octal: 'text'", "-s {}/s -M 8 -- x"),
     Provoked("cannot start: reason", "-s {}/s -- x", "pipe2:error=EMFILE"),
 ]
+
+
+def is_death(provoked: Provoked) -> bool:
+    """Say whether a child has to die within the grace time."""
+    return re.match(r"child (exited|signaled)|\d+ means", provoked.message) is not None
+
+
 PLACES = r"\b(?:pid|n|signal|app|reason|path|address|user|group|uid|gid|directory|options|text|x)\b"
 
 
@@ -371,7 +379,13 @@ def installed() -> Iterator[str]:
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("provoked", PROVOKED, ids=lambda provoked: provoked.message)
+@pytest.mark.parametrize(
+    "provoked",
+    [
+        pytest.param(one, id=one.message, marks=pytest.mark.alone if is_death(one) else ())
+        for one in PROVOKED
+    ],
+)
 def test_the_program_has_this_message_of_the_page(
     provoked: Provoked, work: pathlib.Path, obstacles: dict[str, int], installed: str
 ) -> None:

@@ -1,4 +1,4 @@
-"""Command lines by chance: parsed as getopt(3) parses them, run as the C tool runs them.
+"""Command lines by chance: parsed as gnu_getopt() parses them, run as the C tool runs them.
 
 Every list is made from a seeded generator; a failure names the seed that made it.
 """
@@ -411,7 +411,7 @@ def test_bad_bytes_after_a_flag_are_unknown_options(
     args = [b"-s", b"sock", flag.encode() + BYTES[kind], b"--", b"/bin/true"]
     result = run_ours(ours, args, work)
     assert (result.status, result.out) == (255, b"")
-    assert "-h" in spoken(result)
+    assert "spawn-fcgi -h" in spoken(result)
     assert os.listdir(work) == []
 
 

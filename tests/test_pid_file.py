@@ -27,6 +27,7 @@ from harness import (
     run,
     snapshot,
     tampering,
+    trace,
 )
 
 OLD = b"1111111\n2222222\n3333333\n4444444\n"  # longer than what a start writes
@@ -57,6 +58,7 @@ def test_it_has_one_pid_a_line_and_no_newline_at_the_end(work: pathlib.Path, chi
     assert (work / "pid").read_bytes() == text_of(result.pids)
 
 
+@pytest.mark.alone
 @pytest.mark.differs(1)
 def test_only_children_that_live_are_in_it(work: pathlib.Path) -> None:
     # mkdir(2) chooses two of the children, the others end.
@@ -68,6 +70,7 @@ def test_only_children_that_live_are_in_it(work: pathlib.Path) -> None:
     assert (work / "pid").read_bytes() == text_of(result.pids)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("children", ["1", pytest.param("3", marks=pytest.mark.differs(1))])
 @pytest.mark.parametrize(("app", "status"), [("/bin/false", 1), ("/missing/app", 2)])
 @pytest.mark.parametrize("before", [None, OLD], ids=["new", "old"])
@@ -114,6 +117,18 @@ def test_it_is_complete_before_anything_is_printed(work: pathlib.Path, children:
     assert (work / "pid").read_bytes() == text_of(result.pids)
 
 
+@pytest.mark.alone
+@pytest.mark.differs(1)
+def test_it_is_complete_before_a_death_is_told(work: pathlib.Path) -> None:
+    # mkdir(2) chooses the child that lives; it has to end, though, for strace.
+    args = ["-s", "s", "-P", "pid", "-F", "3", "--", "/bin/sh", "-c", "mkdir one && sleep 0.5"]
+    result, calls = trace("write", work / "strace", *args, cwd=work)
+    assert (result.status, len(result.pids), len(result.lines)) == (1, 1, 2)
+    told = [number for number, call in enumerate(calls) if re.search(r"write\([12], \"spawn", call)]
+    [written] = [number for number, call in enumerate(calls) if f'"{result.pids[0]}"' in call]
+    assert written < told[0]
+
+
 def assert_unwritten(result: Result, path: pathlib.Path) -> None:
     """Assert that stderr says that a PID file could not be written, and all else went well."""
     assert (result.status, len(result.pids)) == (0, 2)
@@ -142,6 +157,20 @@ def test_a_file_size_limit_is_named_and_the_children_go_on(work: pathlib.Path) -
 
     path = work / "pid"
     result = run("-s", work / "s", "-P", path, "-F", "2", "--", *SLEEP, preexec_fn=limit)
+    assert_unwritten(result, path)
+    assert harness.connects(work / "s")
+
+
+@pytest.mark.differs(UNWRITTEN)
+def test_a_disk_that_does_nothing_any_more_is_named_and_the_children_go_on(
+    work: pathlib.Path,
+) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+    path = work / "pid"
+    with by(*tampering("ftruncate", "error=EIO:when=2+")):
+        result = run("-s", work / "s", "-P", path, "-F", "2", "--", *SLEEP, preexec_fn=limit)
     assert_unwritten(result, path)
     assert harness.connects(work / "s")
 

@@ -496,6 +496,47 @@ def test_an_exec_that_fails_in_the_chroot_names_the_application(jail: pathlib.Pa
         assert "/usr/bin/env" in result.lines[0]
 
 
+STEPS = {
+    "the group": ("setgid", "1", "4201"),
+    "no groups": ("setgroups", "1", "4201"),
+    "the user's groups": ("setgroups", "2", "4201"),
+    "the user": ("?setuid,?setresuid", "1+", "4101"),
+    "the user for good": ("?setuid,?setresuid", "2+", "4101"),  # the first is for -d alone
+    "the root": ("chroot", "1", "/"),
+}
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("option", [(), ("-n",)])
+@pytest.mark.parametrize("step", STEPS)
+def test_what_cannot_be_given_up_ends_the_start(
+    step: str, option: tuple[str, ...], accounts: dict[str, Any], work: pathlib.Path
+) -> None:
+    calls, which, naming = STEPS[step]
+    if harness.on_c_tool() and which == "2+":
+        which = "1+"  # it has no other
+    work.chmod(0o777)
+    args = ["-p", str(harness.free_port()), "-u", "app", "-c", "/", *option, "--"]
+    others = harness.my_children()
+    with harness.by(*harness.tampering(calls, f"error=EPERM:when={which}")):
+        result = harness.run(*args, "/usr/bin/touch", work / "started", **accounts)
+    assert (result.status, result.out, len(result.lines)) == (255, b"", 1)
+    if not harness.on_c_tool():
+        assert f"{naming}: Operation not permitted" in result.lines[0].replace("'", "")
+    assert harness.my_children() == others
+    assert not (work / "started").exists()
+
+
+@pytest.mark.root
+def test_a_port_that_only_root_may_bind_is_bound_for_a_user() -> None:
+    own_network = harness.by("unshare", "-n")
+    with own_network, harness.running("-p", "80", "-u", str(harness.NOBODY)) as process:
+        assert process.poll() is None, process.communicate()
+        assert harness.state(process.pid).uids == [harness.NOBODY] * 4
+        listening = harness.proc(process.pid, "net/tcp").decode()
+    assert re.search(r"^ *0: 00000000:0050 00000000:0000 0A ", listening, re.M)
+
+
 @pytest.mark.root
 def test_the_application_cannot_become_root_again(accounts: dict[str, Any]) -> None:
     port = str(harness.free_port())

@@ -330,6 +330,7 @@ def test_a_script_with_set_e_starts_and_kills_by_the_pid_file(work: pathlib.Path
     await_end(*pids)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("app", "status"),
     [("/bin/false", 1), ("/nowhere/app", 2), ("/etc/passwd", 13)],
