@@ -346,7 +346,7 @@ def assert_output_is_lost(pid: int) -> None:
 
 @pytest.mark.root
 @MODES
-@pytest.mark.parametrize("closed", [set(), {0, 1, 2}], ids=["", "closed"])
+@pytest.mark.parametrize("closed", [set(), {1}, {0, 1, 2}], ids=["", "closed 1", "closed"])
 def test_without_a_dev_null_it_starts_all_the_same(mode: str, closed: set[int]) -> None:
     def close() -> None:
         for fd in closed:
