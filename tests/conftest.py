@@ -20,7 +20,7 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.addinivalue_line("markers", "long: takes minutes; `make matrix` leaves it out")
     config.addinivalue_line(
-        "markers", "alone: a matter of milliseconds, so nothing else is to run beside it"
+        "markers", "alone: a matter of milliseconds, so little else is to run beside it"
     )
 
 

@@ -356,7 +356,7 @@ def test_one_of_two_starts_wins_though_the_first_is_held_up(
     if stale:
         bind(work / "s").close()
     # Longer than the other waits for the lock.
-    with by(*tampering(call, "delay_enter=2000000")):
+    with by(*tampering(call, "delay_enter=1600000")):
         first = harness.popen("-s", work / "s", "--", *SLEEP)
     try:
         fd = os.open(work, os.O_RDONLY)

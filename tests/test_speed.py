@@ -31,7 +31,7 @@ ROWS = [
 
 @pytest.mark.parametrize(
     ("children", "limit", "turns"),
-    [(1, 1.5, 10), (4, 1.5, 10), (16, 1.5, 10), (64, 1.6, 8), (256, 1.8, 6)],
+    [(1, 1.5, 8), (4, 1.5, 8), (16, 1.5, 8), (64, 1.6, 7), (256, 1.8, 5)],
 )
 def test_a_start_takes_little_longer_than_the_c_tool(
     work: pathlib.Path, children: int, limit: float, turns: int
@@ -66,6 +66,7 @@ def test_nothing_of_the_spawner_stays(work: pathlib.Path) -> None:
     assert all(harness.exe(pid).endswith("sleep") for pid in result.pids)
 
 
+@pytest.mark.long
 def test_make_bench_prints_every_row_and_leaves_nothing_behind(work: pathlib.Path) -> None:
     others, environment = harness.my_children(), harness.clean_environment(TMPDIR=str(work))
     command = ["make", "-s", "-C", str(harness.ROOT), *harness.OUR_VENV, "bench", "TURNS=1"]
