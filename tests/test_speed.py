@@ -31,7 +31,13 @@ ROWS = [
 
 @pytest.mark.parametrize(
     ("children", "limit", "turns"),
-    [(1, 1.5, 8), (4, 1.5, 8), (16, 1.5, 8), (64, 1.6, 7), (256, 1.8, 5)],
+    [
+        (1, 1.5, 10),
+        pytest.param(4, 1.5, 10, marks=pytest.mark.long),
+        pytest.param(16, 1.5, 10, marks=pytest.mark.long),
+        (64, 1.6, 7),
+        (256, 1.8, 5),
+    ],
 )
 def test_a_start_takes_little_longer_than_the_c_tool(
     work: pathlib.Path, children: int, limit: float, turns: int
