@@ -344,6 +344,7 @@ def assert_output_is_lost(pid: int) -> None:
             assert b"flags:\t00\n" in harness.proc(pid, f"fdinfo/{fd}"), "not only to be read"
 
 
+@pytest.mark.alone
 @pytest.mark.root
 @MODES
 @pytest.mark.parametrize("closed", [set(), {1}, {0, 1, 2}], ids=["", "closed 1", "closed"])
