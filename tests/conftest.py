@@ -13,22 +13,21 @@ import pytest
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Say what the suite's marks mean."""
+    """Say what the suite's mark means."""
     config.addinivalue_line("markers", "root: needs root: ids, chroots and mounts are root's")
-    config.addinivalue_line(
-        "markers", "differs(what): the C tool fails here; a number is one of README.md"
-    )
-    config.addinivalue_line("markers", "long: takes minutes; `make matrix` leaves it out")
-    config.addinivalue_line(
-        "markers", "alone: a matter of milliseconds, so little else is to run beside it"
-    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what root alone can do where we are not root."""
+    for item in items:
+        if item.get_closest_marker("root") and os.getuid() != 0:
+            item.add_marker(pytest.mark.skip(reason="only root can do this: run the tests as root"))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def program() -> Iterator[None]:
     """Name the program under test; install ours if $SPAWN_FCGI names none."""
-    harness.become_subreaper()
-    harness.reset_signals()
+    harness.adopt()
     directory = pathlib.Path(tempfile.mkdtemp(prefix="sf-test-"))
     directory.chmod(0o755)
     try:
@@ -59,13 +58,7 @@ def work() -> Iterator[pathlib.Path]:
     shutil.rmtree(directory)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs root without root; on the C tool, expect the listed failures."""
-    c_tool = os.environ.get("SPAWN_FCGI", "").split()[:1] == [harness.C_TOOL]
-    for item in items:
-        if item.get_closest_marker("root") and os.getuid() != 0:
-            item.add_marker(pytest.mark.skip(reason="needs root: run the suite as root"))
-        differs = item.get_closest_marker("differs")
-        if c_tool and differs:
-            reason = f"the C tool differs (README.md): {differs.args[0]}"
-            item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
+@pytest.fixture
+def port() -> str:
+    """Return a free TCP port, as text."""
+    return str(harness.free_port())

@@ -2,83 +2,73 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 import pathlib
-import signal
-import subprocess
+import socket
+import struct
 import sys
 import tempfile
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
+from typing import Any
 
-sys.dont_write_bytecode = True  # leave no file
+import harness
 
-import fastcgi  # noqa: E402
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-APP = "tests/app.fcgi"
-PR_SET_CHILD_SUBREAPER = 36
+HEADER = struct.Struct(">BBHHBx")  # version, type, request id, lengths of content and padding
+FCGI_BEGIN_REQUEST, FCGI_PARAMS, FCGI_STDIN, FCGI_STDOUT = 1, 4, 5, 6
 CHILDREN, REQUESTS = 4, 8
 
 
-def send_requests(port: int) -> None:
-    """Send requests on connections that stay open, and so keep every process busy with one."""
-    with ExitStack() as stack:
-        address = ("127.0.0.1", port)
-        connections = [stack.enter_context(fastcgi.connect(address)) for _ in range(CHILDREN)]
-        for number in range(1, REQUESTS + 1):
-            params = {b"REQUEST_METHOD": b"GET", b"REQUEST_URI": b"/hello/%d" % number}
-            connection = connections[number % CHILDREN]
-            response = fastcgi.exchange(connection, params, flags=fastcgi.FCGI_KEEP_CONN)
-            pid, *lines = response.body.decode().splitlines()
-            print(f"request {number}: {response.status} from {pid}, {', '.join(lines)}")
+def connect(address: Any) -> socket.socket:
+    """Return a connection to a Unix path or a (host, port)."""
+    sock = socket.socket(socket.AF_INET if isinstance(address, tuple) else socket.AF_UNIX)
+    sock.settimeout(10)
+    sock.connect(address)
+    return sock
 
 
-def stop(pid_file: pathlib.Path) -> None:
-    """End the processes of the PID file, and wait until they are gone."""
-    pids = [int(pid) for pid in pid_file.read_text().split()] if pid_file.exists() else []
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
-    for pid in pids:
-        with suppress(ChildProcessError):
-            os.waitpid(pid, 0)
+def ask(sock: socket.socket, stdin: bytes = b"", **params: str) -> dict[str, str]:
+    """Send a request, with names and values below 128 bytes; return the sample's answer."""
+    pairs = "".join(f"{chr(len(n))}{chr(len(v))}{n}{v}" for n, v in params.items()).encode()
+    begin = b"\0\1" + bytes(6)  # as a responder
+    streams = [(FCGI_PARAMS, pairs), (FCGI_PARAMS, b""), (FCGI_STDIN, stdin), (FCGI_STDIN, b"")]
+    for kind, content in ((FCGI_BEGIN_REQUEST, begin), *dict.fromkeys(streams)):  # "" ends one
+        sock.sendall(HEADER.pack(1, kind, 1, len(content), 0) + content)
+    answer = b""
+    with sock, sock.makefile("rb") as file:
+        while header := file.read(HEADER.size):
+            _, kind, _, size, padding = HEADER.unpack(header)
+            content = file.read(size + padding)[:size]
+            answer += content if kind == FCGI_STDOUT else b""
+    lines = answer.decode().partition("\r\n\r\n")[2].splitlines()
+    return dict(line.split("=", 1) for line in lines)
 
 
 def demonstrate(port: str, pid_file: pathlib.Path) -> int:
-    """Spawn, send requests and stop; return the status of the spawner."""
+    """Spawn, and send requests; return the exit status of the spawner."""
     options = ["-a", "127.0.0.1", "-p", port, "-F", str(CHILDREN), "-P", str(pid_file), "--"]
-    print("$ spawn-fcgi", *options, APP)
-    command = [sys.executable, "spawn_fcgi.py", *options, sys.executable, APP]
-    # In a session of its own Ctrl-C does not reach it: it gets to write the PID file.
-    spawner = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
-    try:
+    app = harness.ROOT / "tests/app.fcgi"
+    print("$ spawn-fcgi", *options, app.relative_to(harness.ROOT), flush=True)
+    harness.program[:] = [sys.executable, str(harness.ROOT / "spawn_fcgi.py")]
+    with harness.popen(*options, sys.executable, app, stdout=None, stderr=None) as spawner:
         status = spawner.wait()
-        if status == 0:
-            send_requests(int(port))
-        return status
-    finally:
-        for interruption in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(interruption, signal.SIG_IGN)
-        spawner.wait()
-        stop(pid_file)
+    for first in range(0, REQUESTS if status == 0 else 0, CHILDREN):
+        with ExitStack() as stack:  # with so many open, each process that is up has one
+            connections = [connect(("127.0.0.1", int(port))) for _ in range(CHILDREN)]
+            for number, sock in enumerate(map(stack.enter_context, connections), first + 1):
+                answer = ask(sock, REQUEST_URI=f"/hello/{number}")
+                print(f"{answer['REQUEST_URI']} answered by PID {answer['PID']}", flush=True)
+    return status
 
 
 def main() -> int:
-    """Run the demo with the port of the command line and return the exit status."""
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    for interruption in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(interruption, signal.default_int_handler)
-    # The processes are orphans once the spawner has ended: adopted, they can be awaited.
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    try:
-        with tempfile.TemporaryDirectory(prefix="spawn-fcgi-demo-") as directory:
+    """Run the demo on the port of the command line; end all that it has spawned."""
+    harness.adopt()
+    with tempfile.TemporaryDirectory(prefix="spawn-fcgi-demo-") as directory:
+        try:
             return demonstrate((sys.argv[1:] or ["9000"])[0], pathlib.Path(directory, "app.pid"))
-    except KeyboardInterrupt:
-        return 130
-    except (OSError, fastcgi.ProtocolError) as error:
-        print(f"demo: {error}", file=sys.stderr)
-        return 1
+        except KeyboardInterrupt:
+            return 130
+        finally:
+            harness.end_children()
 
 
 if __name__ == "__main__":
