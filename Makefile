@@ -1,103 +1,70 @@
 PYTHON ?= python3
 PREFIX ?= /usr/local
-PORT ?= 9000
-TURNS ?= 20
-DIST ?= build
-VENV ?= .venv
-DOCOPT ?= $(shell $(VENV)/bin/python -c 'import docopt; print(docopt.__file__)')
-# Not the one of a virtual environment, which may go away.
-INTERPRETER = $(shell $(PYTHON) -c 'import os, sys; \
-  print(sys.executable if sys.prefix == sys.base_prefix else os.path.realpath(sys.executable))')
+DOCOPT ?= docopt
 BIN = $(DESTDIR)$(PREFIX)/bin
 LIB = $(DESTDIR)$(PREFIX)/lib/spawn-fcgi
-MAN = $(DESTDIR)$(PREFIX)/share/man/man1
-
-# Programs that people spawn, the servers in front of them, and tools of the tests, from Debian.
-PEERS = spawn-fcgi php-cgi php-fpm fcgiwrap libfcgi-perl libfcgi-bin uwsgi-core \
-  uwsgi-plugin-python3 multiwatch nginx-light lighttpd apache2 runit cron apache2-utils \
-  perl strace mandoc iproute2 procps faketime locales shellcheck curl systemd python3-venv
-APT = DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 --no-install-recommends
-
-.PHONY: help demo test check peers matrix bench lint dist install uninstall clean
-
-help:
-	@echo 'make demo       spawn the sample application and send it requests (PORT=9000)'
-	@echo 'make test       run the whole test suite (also: make check)'
-	@echo 'make peers      install the programs that the tests spawn and serve (Debian, as root)'
-	@echo 'make matrix     run the suite on every CPython here, with docopt-ng, and on the C tool'
-	@echo 'make bench      print what a start costs beside the C tool, in so many turns (TURNS=20)'
-	@echo 'make lint       let ruff, mypy, shellcheck and mandoc look at everything'
-	@echo 'make dist       build a wheel and an sdist (DIST=build)'
-	@echo 'make install    install the command and its man page (PREFIX=/usr/local, DESTDIR=)'
-	@echo 'make uninstall  remove what install wrote'
-	@echo 'make clean      remove what the other targets made here'
-
-$(VENV)/ready: pyproject.toml
+MAN = $(DESTDIR)$(PREFIX)/share/man
+# Of this very interpreter: another one, or its next version, gets an environment of its own.
+VENV := .venv/$(DOCOPT)$(shell $(PYTHON) -c 'import sys; \
+  print(sys.base_prefix.replace("/", "-"), sys.version.split()[0], sep="-")' 2>/dev/null)
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export PIP_ROOT_USER_ACTION = ignore
+PIP = $(VENV)/bin/python -m pip install -q --use-pep517
+PEERS = spawn-fcgi php-cgi php-fpm fcgiwrap libfcgi-perl uwsgi-core uwsgi-plugin-python3 multiwatch \
+  nginx-light lighttpd apache2 runit cron supervisor systemd iproute2 procps faketime curl
+# Not the one of a virtual environment, which may go away.
+INTERPRETER := $(shell $(PYTHON) -c 'import os, sys; assert sys.version_info >= (3, 9); print( \
+  sys.executable if sys.prefix == sys.base_prefix else os.path.realpath(sys.executable))' 2>/dev/null)
+OWN = $(PREFIX)/lib/spawn-fcgi/docopt
+DOCOPT_DIR := $(or $(shell $(or $(INTERPRETER),false) -Ic 'import docopt, os; \
+  print(os.path.dirname(docopt.__file__.replace("/__init__.py", "")))' 2>/dev/null),$(OWN))
+.PHONY: help demo test peers test-peers bench lint install uninstall clean
+help: ## show this
+	@sed -n 's/^\([a-z-]*\):.*## /make \1	/p' Makefile | expand -t 18
+$(VENV)/ready:
 	$(PYTHON) -m venv --clear $(VENV)
-	$(VENV)/bin/pip install -q --disable-pip-version-check -e '.[test]'
+	$(PIP) $(DOCOPT) pytest
 	touch $@
-
-demo: $(VENV)/ready
-	@$(VENV)/bin/python tests/demo.py $(PORT)
-
-test check: $(VENV)/ready
-	$(VENV)/bin/python -m pytest
-
-peers: $(VENV)/peers/ready
-	$(APT) install $(PEERS) || { apt-get -qq update && $(APT) install $(PEERS); }
-
-$(VENV)/peers/ready: $(VENV)/ready
-	/usr/bin/python3 -m venv --clear $(VENV)/peers
-	$(VENV)/peers/bin/pip install -q --disable-pip-version-check flup==1.0.3
-	touch $@
-
-matrix:
-	.ci/matrix
-
-bench: $(VENV)/ready
-	@$(VENV)/bin/python -B tests/bench.py $(TURNS)
-
-lint: $(VENV)/ready
-	$(VENV)/bin/pip install -q --disable-pip-version-check mypy==2.4.1 ruff==0.17.6 types-docopt==0.6.11.20241107
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
+demo: $(VENV)/ready ## spawn the sample application and ask it (PORT=9000)
+	@$(VENV)/bin/python -W ignore tests/demo.py $(or $(PORT),9000)
+test: $(VENV)/ready ## run the tests that need nothing but Python
+	$(VENV)/bin/python -m pytest tests --ignore tests/peers
+peers: ## install the programs that people spawn, and servers (Debian, as root)
+	DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends $(PEERS)
+test-peers: peers $(VENV)/ready ## run the tests with those, and beside the C tool (as root)
+	$(PIP) flup==1.0.3
+	$(VENV)/bin/python -m pytest tests/peers
+bench: $(VENV)/ready ## print what a start costs beside the C tool (TURNS=20)
+	@$(VENV)/bin/python -W ignore tests/bench.py $(or $(TURNS),20)
+lint: $(VENV)/ready ## let ruff, mypy, shellcheck and mandoc look at everything
+	$(PIP) mypy==2.4.1 ruff==0.17.6 types-docopt==0.6.11.20241107
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy spawn_fcgi.py tests tests/app.fcgi
-	shellcheck .ci/run .ci/matrix
-# SC2194: what was a variable of make is a constant to the shell.
-	recipes=$$($(MAKE) -nB --no-print-directory help demo test peers matrix bench dist install uninstall \
-	  clean) && printf '%s\n' "$$recipes" | shellcheck -s sh -e SC2194 -
-	sed -n '/^```sh/,/^```$$/{//!p}' README.md | shellcheck -s sh -
-	mandoc -Tlint -W style man/spawn-fcgi.1
+	shellcheck .ci/run && mandoc -Tlint -W style man/*
 
-dist: $(VENV)/build/ready
-	$(VENV)/build/bin/python -m build --outdir '$(DIST)'
-
-# The last build that runs on Python 3.9.
-$(VENV)/build/ready: $(VENV)/ready
-	$(VENV)/bin/python -m venv --clear $(VENV)/build
-	$(VENV)/build/bin/pip install -q --disable-pip-version-check build==1.4.4
-	touch $@
-
-install: $(VENV)/ready
-	case '$(PREFIX)' in /*) ;; *) echo 'PREFIX must begin with /' >&2; exit 1;; esac
-	umask 022 && mkdir -p '$(BIN)' '$(LIB)' '$(MAN)'
-	install -m 644 spawn_fcgi.py '$(LIB)'
-	rm -rf '$(LIB)/docopt' '$(LIB)/docopt.py'
-	cp -R '$(DOCOPT:/__init__.py=)' '$(LIB)'
-	rm -rf '$(LIB)/docopt/__pycache__'
-	$(INTERPRETER) -W ignore -m compileall -q -f -s '$(DESTDIR)' '$(LIB)'
-	chmod -R u=rwX,go=rX '$(LIB)'
-	printf '%s\n' '#!$(INTERPRETER) -IS' 'import _signal as s, sys' \
-	  'if s.getsignal(s.SIGINT) is s.default_int_handler: s.signal(s.SIGINT, s.SIG_DFL)' \
-	  'sys.path.insert(0, "$(PREFIX)/lib/spawn-fcgi")' \
-	  'from spawn_fcgi import main' 'sys.exit(main())' >'$(BIN)/spawn-fcgi'
-	chmod 755 '$(BIN)/spawn-fcgi'
-	install -m 644 man/spawn-fcgi.1 '$(MAN)'
-
-uninstall:
-	rm -f '$(BIN)/spawn-fcgi' '$(MAN)/spawn-fcgi.1'
-	rm -rf '$(LIB)/spawn_fcgi.py' '$(LIB)/docopt' '$(LIB)/docopt.py' '$(LIB)/__pycache__'
-	[ ! -d '$(LIB)' ] || rmdir --ignore-fail-on-non-empty '$(LIB)'
-
-clean:
-	rm -rf $(VENV) build __pycache__ tests/__pycache__ .*_cache
+install: ## install command and pages (PREFIX=/usr/local, DESTDIR=, PYTHON=python3)
+	@[ '$(INTERPRETER)' ] || { echo 'make: no Python 3.9 or later: $(PYTHON)' >&2; exit 1; }
+	@case '$(PREFIX)' in /*) ;; *) echo 'make: PREFIX has to begin with /' >&2; exit 1;; esac
+	@case '$(INTERPRETER)' in *' '*) echo 'make: no #! line takes $(INTERPRETER)' >&2; exit 1;; esac
+	@umask 022; for d in '$(BIN)' '$(LIB)' '$(MAN)/man1' '$(MAN)/man7'; do mkdir -p "$$d" || exit; done
+	@[ '$(DOCOPT_DIR)' != '$(OWN)' ] || [ -d '$(LIB)/docopt' ] || { umask 022; rm -rf '$(LIB)/new'; \
+	  $(INTERPRETER) -m pip install -qt '$(LIB)/new' --no-deps docopt 2>/dev/null && mv '$(LIB)/new' '$(LIB)/docopt'; } \
+	  || { echo 'make: no docopt, and pip cannot fetch it: apt-get install python3-docopt' >&2; exit 1; }
+	@install -m 644 spawn_fcgi.py '$(LIB)/new.py' && mv -f '$(LIB)/new.py' '$(LIB)/spawn_fcgi.py'
+	@umask 022; $(INTERPRETER) -W ignore -m compileall -qf -s '$(DESTDIR)' '$(LIB)'
+	@printf '%s\n' '#!$(INTERPRETER) -IS' 'import signal' \
+	  'if signal.getsignal(signal.SIGINT) is signal.default_int_handler:' \
+	  '    signal.signal(signal.SIGINT, signal.SIG_DFL)' 'import sys, warnings' \
+	  'warnings.simplefilter("ignore")  # of docopt, which a new Python may have to compile' \
+	  'sys.path += ["$(PREFIX)/lib/spawn-fcgi", "$(DOCOPT_DIR)"]' \
+	  'from spawn_fcgi import main' 'raise SystemExit(main())' >'$(BIN)/.spawn-fcgi'
+	@chmod 755 '$(BIN)/.spawn-fcgi' && mv -f '$(BIN)/.spawn-fcgi' '$(BIN)/spawn-fcgi'
+	@for page in man/*; do install -m 644 $$page '$(MAN)'/man$${page##*.}; done
+	@[ '$(DOCOPT_DIR)' = '$(OWN)' ] || rm -rf '$(LIB)/docopt'
+	@d='$(INTERPRETER)'; while d=$${d%/*}; [ "$$d" ]; do case $$(stat -Lc %A "$$d") in *[xt]) ;; \
+	  *) echo "warning: $$d keeps other users from $(INTERPRETER)" >&2;; esac; done
+	@echo 'installed $(BIN)/spawn-fcgi for $(INTERPRETER), $(LIB), and two pages in $(MAN)'
+uninstall: ## remove what install wrote
+	rm -rf '$(BIN)/spawn-fcgi' '$(LIB)' '$(MAN)/man1/spawn-fcgi.1' '$(MAN)/man7/spawn-fcgi-recipes.7'
+clean: ## remove what the other targets made here
+	rm -rf .venv build dist __pycache__ tests/__pycache__ tests/peers/__pycache__ .*_cache
