@@ -7,11 +7,10 @@ MAN = $(DESTDIR)$(PREFIX)/share/man
 # Of this very interpreter: another one, or its next version, gets an environment of its own.
 VENV := .venv/$(DOCOPT)$(shell $(PYTHON) -c 'import sys; \
   print(sys.base_prefix.replace("/", "-"), sys.version.split()[0], sep="-")' 2>/dev/null)
-export PIP_DISABLE_PIP_VERSION_CHECK = 1
-export PIP_ROOT_USER_ACTION = ignore
-PIP = $(VENV)/bin/python -m pip install -q --use-pep517
+PIP = PIP_ROOT_USER_ACTION=ignore $(VENV)/bin/python -m pip install -q --use-pep517
 PEERS = spawn-fcgi php-cgi php-fpm fcgiwrap libfcgi-perl uwsgi-core uwsgi-plugin-python3 multiwatch \
-  nginx-light lighttpd apache2 runit cron supervisor systemd iproute2 procps faketime curl
+  nginx-light lighttpd apache2 runit cron supervisor systemd iproute2 procps faketime curl \
+  adduser python3-docopt
 # Not the one of a virtual environment, which may go away.
 INTERPRETER := $(shell $(PYTHON) -c 'import os, sys; assert sys.version_info >= (3, 9); print( \
   sys.executable if sys.prefix == sys.base_prefix else os.path.realpath(sys.executable))' 2>/dev/null)

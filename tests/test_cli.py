@@ -69,7 +69,7 @@ NUMBERS: dict[str, list[str | int]] = {
 ADDRESSES = ["", "localhost", "*", "256.0.0.1", "1.2.3.4.5", "127.0.0.1:80", "[::1]", "::g"]
 ADDRESSES += ["::1%nosuch", "b\u00fccher.example", "a" * 300, "127.0.0.1\n"]
 REFUSED = {
-    "-x": "-x", "-nx": "-nx", "-x -v": "-x", "-9 app": "-9 !app", "-n=": "-n=", "---": "---",
+    "-x": "-x", "-nx": "-nx", "-x -v": "-x", "-z app": "-z !app", "-n=": "-n=", "---": "---",
     "--bogus 1": "--bogus", "--bogus=1": "--bogus", "--help=1": "--help", "-\u00e9": "-\u00e9",
     "-\udcff": "-\udcff", "-\n": "-\\x0a", "-p 1 -x -s": "-x !--", "-p 9 -a": "-a", "-nF": "-F",
     "-s": "-s !/bin/true", "-x app": "-x !app !--", "app -x y": "-x app -- !y", " -x": "-x --",

@@ -24,7 +24,8 @@ FAST_CLOCK = f"env LD_PRELOAD={FAKETIME} FAKETIME='+0 x20'"  # for cron, a minut
 ALONE = "setpriv --pdeathsig KILL unshare -m -p -n -u -i -C --fork --kill-child --mount-proc"
 # $0 is a directory for what is written, which goes to memory, and $1 our program.
 SETUP = """
-ip link set lo up; mount -t tmpfs none "$0"; mount -t tmpfs none /run
+ip link set lo up; mount -t tmpfs none "$0"; mount -t tmpfs -o mode=755 none /run
+mount -t tmpfs none /dev/shm  # where libfaketime leaves files
 for name in etc home opt root srv usr var tmp; do  # the last one hides the directory
   mkdir "$0/$name" "$0/$name.work"; chmod --reference="/$name" "$0/$name"
   layers="lowerdir=/$name,upperdir=$0/$name,workdir=$0/$name.work"
