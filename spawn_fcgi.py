@@ -54,9 +54,9 @@ __version__ = "1.0.0"
 FCGI_LISTENSOCK_FILENO = 0  # FastCGI specification, section 2.2
 MAX_ID = 2**32 - 2  # one more is (uid_t)-1, "leave as it is" to chown(2)
 INT_MAX = 2**31 - 1  # also as a backlog: Python takes listen(-1) for listen(0)
-INT = (~INT_MAX, INT_MAX)
+INT = (-INT_MAX - 1, INT_MAX)
 LIMITS = {"-p": (1, 65535), "-M": (0, 0o7777, 8), "-F": (1, INT_MAX), "-C": INT, "-b": INT}
-is_number = re.compile(r"[ \t-\r]*[+-]?[0-9]+").fullmatch  # blanks: Docker's ["-p 9000"]
+is_number = re.compile(r"[ \t-\r]*[+-]?[0-9]+").fullmatch  # as in Docker's ["-p 9000"]
 ROOT_ONLY = ("-c", "-S", "-u", "-g", "-U", "-G")
 CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), 127)}
 MEANING = {126: "not executable", 127: "not found, or a shared library is missing"}
@@ -66,7 +66,7 @@ Options = namedtuple("Options", "program argv family address s d M C F b P n c S
 class Error(Exception):
     """One line that names what failed, and the exit status that goes with it."""
 
-    def __init__(self, _: str, *, status: int | None = 255) -> None:  # the line is in args
+    def __init__(self, line: str, *, status: int | None = 255) -> None:  # str(self) is the line
         self.status = status
 
 
@@ -123,7 +123,7 @@ def number(option: str, text: str, low: int, high: int, base: int = 10) -> int:
 def parse_address(text: str, port: int) -> tuple[int, Any]:
     """Return family and sockaddr of a numeric address, see getaddrinfo(3), or raise Error."""
     try:
-        host = os.fsencode(text.replace("*", "?"))  # str imports idna; to glibc * is an address
+        host = os.fsencode(text.replace("*", "?"))  # a str needs idna; glibc takes * for one
         found = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM, 0, socket.AI_NUMERICHOST)
     except OSError:
         raise Error(f"-a: not a numeric IPv4 or IPv6 address: '{text}'") from None
@@ -201,7 +201,7 @@ def clear_path(path: str) -> None:
         os.unlink(path)
 
 
-def bind(options: Options) -> Any:
+def bind(options: Options) -> socket.socket:
     """Return a bound socket, close-on-exec; that of a path has its mode from birth."""
     sock = socket.socket(options.family)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -214,11 +214,11 @@ def bind(options: Options) -> Any:
     return sock
 
 
-def bind_socket(options: Options, owner: tuple[int, int]) -> Any:
+def bind_socket(options: Options, owner: tuple[int, int]) -> int:
     """Return the fd of a listening socket, close-on-exec, or raise Error and leave nothing."""
     where = options.s or "{} port {}".format(*options.address)
     lock = lock_directory(os.path.dirname(where) or ".") if options.s else None
-    sock = attempt(f"cannot bind to {where}", bind, options)
+    sock: socket.socket = attempt(f"cannot bind to {where}", bind, options)
     try:
         if options.s and owner != (-1, -1):  # a filter may forbid an idle chown, too
             attempt(f"cannot change the owner of {where}", os.lchown, where, *owner)
@@ -236,8 +236,8 @@ def open_pid_file(path: str) -> int:
     """Return an fd of a regular file, made if there is none; raise OSError if it is no such."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
     found, directory = os.fstat(fd), os.stat(os.path.dirname(path) or ".")
-    if not stat.S_ISREG(found.st_mode):
-        raise OSError(errno.EEXIST, "exists and is no regular file")
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        raise OSError(errno.EEXIST, "exists and is no regular file, or has another name")
     if directory.st_mode & stat.S_ISVTX and found.st_uid != os.geteuid():
         raise OSError(errno.EACCES, "a file of another user in a sticky directory")
     return fd
@@ -251,13 +251,14 @@ def write_pid_file(fd: int, path: str, pids: list[int]) -> None:
             file.write("\n".join(map(str, pids)).encode())
     except OSError as error:
         say(2, f"cannot write PID file '{path}': {error.strerror}")
-        os.ftruncate(fd, 0)
+        with suppress(OSError):
+            os.ftruncate(fd, 0)
 
 
 def caller_environ() -> dict[bytes, bytes]:
     """Return the environment as getenv(3) finds it; CPython changes its own, see PEP 538."""
-    with open("/proc/self/environ", "rb") as file:  # out of reach after a change of user
-        entries = [entry.split(b"=", 1) for entry in file.read().split(b"\0") if b"=" in entry[1:]]
+    with attempt("cannot open /proc/self/environ", open, "/proc/self/environ", "rb") as file:
+        entries = [e.split(b"=", 1) for e in file.read().split(b"\0") if e.find(b"=") > 0]
     return {**dict(entries), **dict(reversed(entries))}  # of one name the first entry counts
 
 
@@ -300,8 +301,7 @@ def spawn_children(popen: Any, options: Options, environ: Any, null: int, pid_fd
             children.append(popen(options.argv, executable=app, **how))
     except OSError as error:
         failure = exec_error(options, error)
-    if children:
-        time.sleep(0.1)  # once for all: who lives then counts as spawned
+    time.sleep(0.1 if children else 0)  # once for all: who lives then counts as spawned
     alive = [child.pid for child in children if child.poll() is None]
     if pid_fd is not None:
         write_pid_file(pid_fd, options.P, alive)
@@ -316,7 +316,7 @@ def spawn_children(popen: Any, options: Options, environ: Any, null: int, pid_fd
         say(2, "its stderr was /dev/null: -n shows what it says")
     if failure:
         raise failure
-    return next((code if code > 0 else 1 for code in reversed(ends) if code), 0)
+    return next((code if code > 0 else 1 for code in reversed(ends) if code), 0)  # last failure
 
 
 def spawn(options: Options) -> int:
@@ -325,7 +325,7 @@ def spawn(options: Options) -> int:
     environ = caller_environ()
     if options.C >= 0:
         environ[b"PHP_FCGI_CHILDREN"] = b"%d" % options.C
-    if not options.n:  # which need not pay for it; in a chroot there may be no Python
+    if not options.n:  # that need not pay for it; and not later, as in a chroot is no Python
         from subprocess import Popen
     uid, gid, user = find_user_group("-u", options.u, "-g", options.g)
     s_uid, s_gid, _ = find_user_group("-U", options.U, "-G", options.G)
@@ -361,7 +361,7 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # end as a signal ends, not by a traceback
     argv = sys.argv[1:] if argv is None else argv
     try:
-        asked = argv[0][:2] if argv else "-h"
+        asked = argv[0][:2] if argv else "-h"  # by the first word, whatever is behind its letter
         if asked not in ("-v", "-h", "-?"):
             given = parse_argv(argv)
             asked = "-v" if given["--version"] else "-h" if given["--help"] or given["-?"] else ""

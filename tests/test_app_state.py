@@ -109,7 +109,7 @@ def executing(entries: Sequence[bytes], *args: Arg) -> Callable[[], None]:
 PYTHONS = b"LC_CTYPE=C PYTHONHOME=/none PYTHONPATH=\xff PYTHONINSPECT=1 PYTHONMALLOC=x PYTHONUTF8=x"
 LINES = [b"", b"PATH=/bin HOME=", b"LC_ALL=C LANG=C", b"A=1 LC_CTYPE=C B=2", b"LC_CTYPE= A=1"]
 LINES += [b"LC_CTYPE=nonsense", b"LC_ALL=C LC_CTYPE=\xff", b"LC_CTYPE=C LC_CTYPE=POSIX"]
-LINES += [b"A=\xff\xfe \xffB=\xc3 C=\xc3\xa9", b"A=1 B=2 A=3 A=1", b"A =B  = C=1", PYTHONS]
+LINES += [b"A=\xff\xfe \xffB=\xc3 C=\xc3\xa9", b"A=1 B=2 A=3 A=1", b"A =B  = C=1 =D=2", PYTHONS]
 CASES: list[Any] = [*(("-n", line) for line in LINES), *(("-F1", line) for line in LINES[2::3])]
 CASES += [pytest.param("-n -u 65534", LINES[3], marks=pytest.mark.root)]
 SEVEN = b"PHP_FCGI_CHILDREN=7"
