@@ -22,8 +22,7 @@ help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /make \1	/p' Makefile | expand -t 18
 $(VENV)/ready:
 	$(PYTHON) -m venv --clear $(VENV)
-	$(PIP) $(DOCOPT) pytest
-	touch $@
+	$(PIP) $(DOCOPT) pytest && touch $@
 demo: $(VENV)/ready ## spawn the sample application and ask it (PORT=9000)
 	@$(VENV)/bin/python -W ignore tests/demo.py $(or $(PORT),9000)
 test: $(VENV)/ready ## run the tests that need nothing but Python
@@ -51,9 +50,11 @@ install: ## install command and pages (PREFIX=/usr/local, DESTDIR=, PYTHON=pytho
 	  || { echo 'make: no docopt, and pip cannot fetch it: apt-get install python3-docopt' >&2; exit 1; }
 	@install -m 644 spawn_fcgi.py '$(LIB)/new.py' && mv -f '$(LIB)/new.py' '$(LIB)/spawn_fcgi.py'
 	@umask 022; $(INTERPRETER) -W ignore -m compileall -qf -s '$(DESTDIR)' '$(LIB)'
-	@printf '%s\n' '#!$(INTERPRETER) -IS' 'import signal' \
+	@printf '%s\n' '#!$(INTERPRETER) -IS' 'import sys' \
+	  'sys.excepthook = lambda kind, *_: kind is KeyboardInterrupt or sys.__excepthook__(kind, *_)' \
+	  'import signal  # Ctrl-C meanwhile ends it quietly, and from here on as a signal does' \
 	  'if signal.getsignal(signal.SIGINT) is signal.default_int_handler:' \
-	  '    signal.signal(signal.SIGINT, signal.SIG_DFL)' 'import sys, warnings' \
+	  '    signal.signal(signal.SIGINT, signal.SIG_DFL)' 'import warnings' \
 	  'warnings.simplefilter("ignore")  # of docopt, which a new Python may have to compile' \
 	  'sys.path += ["$(PREFIX)/lib/spawn-fcgi", "$(DOCOPT_DIR)"]' \
 	  'from spawn_fcgi import main' 'raise SystemExit(main())' >'$(BIN)/.spawn-fcgi'

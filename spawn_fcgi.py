@@ -60,7 +60,7 @@ is_number = re.compile(r"[ \t-\r]*[+-]?[0-9]+").fullmatch  # as in Docker's ["-p
 ROOT_ONLY = ("-c", "-S", "-u", "-g", "-U", "-G")
 CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), 127)}
 MEANING = {126: "not executable", 127: "not found, or a shared library is missing"}
-Options = namedtuple("Options", "program argv family address s d M C F b P n c S u g U G")
+Options = namedtuple("Options", "program argv family address a p s d M C F b P n c S u g U G")
 
 
 class Error(Exception):
@@ -80,8 +80,8 @@ def attempt(what: str, function: Any, *args: Any) -> Any:
 
 def say(fd: int, text: str) -> None:
     """Write one line; an fd that is closed, full or without a reader changes nothing."""
-    with suppress(OSError):
-        os.write(fd, f"spawn-fcgi: {text.translate(CONTROL)}\n".encode(errors="surrogateescape"))
+    with suppress(OSError, UnicodeError):
+        os.write(fd, os.fsencode(f"spawn-fcgi: {text.translate(CONTROL)}\n"))
 
 
 def parse_argv(argv: list[str]) -> dict[str, Any]:
@@ -98,15 +98,15 @@ def parse_argv(argv: list[str]) -> dict[str, Any]:
 
 def refusal(argv: list[str]) -> Error:
     """Return the Error for a line that docopt refuses, naming the option, as docopt does not."""
-    app = None
-    for end, word in enumerate(argv, 1):
+    for end in (end for end, word in enumerate(argv, 1) if word.startswith("-")):
         try:
-            app = docopt(__doc__, argv[:end], False)["<fcgiapp>"]
+            docopt(__doc__, argv[:end], False)
         except DocoptExit as error:
             what = str(error).splitlines()[0]
             if not what.endswith(" requires argument"):  # else the next word may be its value
-                what = f"unknown option {word}"
+                what = f"unknown option {argv[end - 1]}"
                 break
+    app = docopt(__doc__, argv[: end - 1], False)["<fcgiapp>"]
     hint = "" if app is None else f"; options for {app} go after --"
     return Error(f"{what} (see spawn-fcgi -h{hint})")
 
@@ -216,7 +216,7 @@ def bind(options: Options) -> socket.socket:
 
 def bind_socket(options: Options, owner: tuple[int, int]) -> int:
     """Return the fd of a listening socket, close-on-exec, or raise Error and leave nothing."""
-    where = options.s or "{} port {}".format(*options.address)
+    where = options.s or f"{options.a} port {options.p}"
     lock = lock_directory(os.path.dirname(where) or ".") if options.s else None
     sock: socket.socket = attempt(f"cannot bind to {where}", bind, options)
     try:
