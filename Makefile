@@ -54,10 +54,10 @@ install: ## install command and pages (PREFIX=/usr/local, DESTDIR=, PYTHON=pytho
 	  'sys.excepthook = lambda kind, *_: kind is KeyboardInterrupt or sys.__excepthook__(kind, *_)' \
 	  'import signal  # Ctrl-C meanwhile ends it quietly, and from here on as a signal does' \
 	  'if signal.getsignal(signal.SIGINT) is signal.default_int_handler:' \
-	  '    signal.signal(signal.SIGINT, signal.SIG_DFL)' 'import warnings' \
+	  '    signal.signal(signal.SIGINT, signal.SIG_DFL)' 'import os, warnings' \
 	  'warnings.simplefilter("ignore")  # of docopt, which a new Python may have to compile' \
 	  'sys.path += ["$(PREFIX)/lib/spawn-fcgi", "$(DOCOPT_DIR)"]' \
-	  'from spawn_fcgi import main' 'raise SystemExit(main())' >'$(BIN)/.spawn-fcgi'
+	  'from spawn_fcgi import main' 'os._exit(main())  # without tidying up, for some ms' >'$(BIN)/.spawn-fcgi'
 	@chmod 755 '$(BIN)/.spawn-fcgi' && mv -f '$(BIN)/.spawn-fcgi' '$(BIN)/spawn-fcgi'
 	@for page in man/*; do install -m 644 $$page '$(MAN)'/man$${page##*.}; done
 	@[ '$(DOCOPT_DIR)' = '$(OWN)' ] || rm -rf '$(LIB)/docopt'
