@@ -325,7 +325,7 @@ def spawn(options: Options) -> int:
     environ = caller_environ()
     if options.C >= 0:
         environ[b"PHP_FCGI_CHILDREN"] = b"%d" % options.C
-    if not options.n:  # that need not pay for it; and not later, as in a chroot is no Python
+    if not options.n:  # which need not pay for it; later, in a chroot, there may be no Python
         from subprocess import Popen
     uid, gid, user = find_user_group("-u", options.u, "-g", options.g)
     s_uid, s_gid, _ = find_user_group("-U", options.U, "-G", options.G)

@@ -199,6 +199,8 @@ def test_arguments_are_the_callers_bytes(locale: str, mode: str, work: Path) -> 
     with application(mode, "-s", path, app=app, env=env) as pid:
         assert state(pid).argv == app
         assert connects(os.fsdecode(path))
+    refused = run("-p", "9", "-P", path + b"/pid", "--", "/bin/true", env=env)
+    assert path + b"/pid" in refused.err, "what is said is in the caller's bytes, too"
 
 
 @MODES

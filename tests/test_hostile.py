@@ -144,6 +144,10 @@ def test_a_hundred_thousand_arguments_go_through(port: str) -> None:
     assert run("-n", "-p", port, "--", *app, timeout=5) == (0, b"99999\n", b"")
 
 
+def test_a_wrong_option_behind_thousands_of_words_is_named_without_a_hang(port: str) -> None:
+    assert_refused(run("-p", port, "app", *["x"] * 3000, "-X", timeout=10), "-X", "--")
+
+
 ODD = "x\n\x1b[2J\r\udcff\xe9"
 LINES: list[Any] = ["-p ODD", "-p PORT -a ODD", "-s no/ODD", "-s s -M ODD", "-p PORT -P no/ODD"]
 LINES += ["-p PORT -d ODD", "-p PORT -F ODD", "-p PORT -C ODD", "-xODD -s s", "-n -p PORT -- ODD"]
