@@ -1,31 +1,34 @@
 #!/usr/bin/env python3
-"""Bind a socket, start a FastCGI application that has it as fd 0, and be gone.
+"""Bind a socket, start a FastCGI application with that socket as fd 0, and exit.
 
 Usage: spawn-fcgi [options]... [--] [<fcgiapp> [<arg>...]]
 
 Options:
- -f <command>    shell line to run with /bin/sh (ignored if <fcgiapp> is given)
+ -f <command>    shell command to run with /bin/sh (ignored if <fcgiapp> is given)
  -d <directory>  change to this directory before spawning
- -a <address>    IPv4 or IPv6 address to bind, no host name [default: 0.0.0.0]
+ -a <address>    IPv4 or IPv6 address to bind, not a host name [default: 0.0.0.0]
  -p <port>       TCP port to bind, 1 to 65535
  -s <path>       Unix domain socket to bind, at most 107 bytes
- -M <mode>       octal mode of the Unix socket (default: 0660 less the umask)
+ -M <mode>       octal mode of the Unix socket (default: 0660 masked by the umask)
  -C <children>   set PHP_FCGI_CHILDREN for PHP; negative: leave it alone [default: -1]
- -F <children>   number of children to fork [default: 1]
- -b <backlog>    listen backlog; negative: what the kernel allows [default: 1024]
- -P <path>       file to write the PIDs to, one a line (ignored with -n)
- -n              do not fork, become the application (runit, systemd, containers)
- -v, --version   show the version
- -?              show this help
- -h, --help      show this help
+ -F <children>   number of children to fork (ignored with -n) [default: 1]
+ -b <backlog>    listen backlog; negative: the kernel's maximum [default: 1024]
+ -P <path>       file to write the PIDs to, one per line (ignored with -n)
+ -n              do not fork: become the application (for runit, systemd, containers)
+ -v, --version   print the version and exit
+ -?              print this help and exit
+ -h, --help      print this help and exit
 
 Options for root only:
- -c <directory>  change the root directory
- -S              create the socket before -c, not inside it
- -u <user>       user to run as, name or number
+ -c <directory>  chroot to this directory
+ -S              create the socket before the chroot, not inside it
+ -u <user>       user to run as, by name or number
  -g <group>      group to run as (default: primary group of -u)
- -U <user>       owner of the Unix socket (default: as -u)
- -G <group>      group of the Unix socket (default: that of -U, else as -g)
+ -U <user>       owner of the Unix socket (default: same as -u)
+ -G <group>      group of the Unix socket (default: primary group of -U, or same as -g)
+
+Example: spawn-fcgi -a 127.0.0.1 -p 9000 -F 4 -- ./app.fcgi
+See spawn-fcgi(1) and spawn-fcgi-recipes(7).
 """
 
 from __future__ import annotations
@@ -41,144 +44,161 @@ import socket
 import stat
 import sys
 import time
-from collections import namedtuple
 from contextlib import suppress
+from types import SimpleNamespace as Options
 
 from docopt import DocoptExit, docopt
 
-TYPE_CHECKING = False  # importing typing costs as much as all of subprocess
+TYPE_CHECKING = False  # importing typing takes as long as importing subprocess
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Callable, NoReturn
 
 __version__ = "1.0.0"
 FCGI_LISTENSOCK_FILENO = 0  # FastCGI specification, section 2.2
-MAX_ID = 2**32 - 2  # one more is (uid_t)-1, "leave as it is" to chown(2)
-INT_MAX = 2**31 - 1  # also as a backlog: Python takes listen(-1) for listen(0)
-INT = (-INT_MAX - 1, INT_MAX)
-LIMITS = {"-p": (1, 65535), "-M": (0, 0o7777, 8), "-F": (1, INT_MAX), "-C": INT, "-b": INT}
-is_number = re.compile(r"[ \t-\r]*[+-]?[0-9]+").fullmatch  # as in Docker's ["-p 9000"]
+INT_MIN, INT_MAX = -(2**31), 2**31 - 1
+MAX_ID = 2**32 - 2  # the next one, (uid_t)-1, means "leave it as it is" to chown(2)
+SOCKET_OF_ROOT = "neither the owner nor the group of the socket may be root"
+SOCKET_OF_ROOT = "neither the owner nor the group of the socket may be root"
 ROOT_ONLY = ("-c", "-S", "-u", "-g", "-U", "-G")
-CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), 127)}
-MEANING = {126: "not executable", 127: "not found, or a shared library is missing"}
-Options = namedtuple("Options", "program argv family address a p s d M C F b P n c S u g U G")
+CONTROL_CHARACTERS = {code: f"\\x{code:02x}" for code in (*range(32), 127)}
+SHELL_STATUS = {126: "not executable", 127: "command not found, or a shared library is missing"}
+# Stricter than int(), but leading blanks are skipped, as in Docker's ["-p 9000"].
+is_number = re.compile(r"[ \t\n\v\f\r]*[+-]?[0-9]+").fullmatch
 
 
 class Error(Exception):
-    """One line that names what failed, and the exit status that goes with it."""
+    """A line that says what failed, and the exit status that goes with it."""
 
-    def __init__(self, line: str, *, status: int | None = 255) -> None:  # str(self) is the line
+    def __init__(self, line: str, status: int = 255) -> None:
+        super().__init__(line)
         self.status = status
 
 
-def attempt(what: str, function: Any, *args: Any) -> Any:
-    """Call a function; raise its OSError as an Error that says what failed."""
+def attempt(what: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function unless its first argument is None; raise an OSError as "<what>: <reason>"."""
     try:
-        return function(*args)
+        return None if args[0] is None else function(*args)
     except OSError as error:
-        raise Error(f"{what}: {error.strerror}") from None
+        raise Error(f"{what}: {error.strerror or error}") from None
+
+
+def require(condition: object, line: str) -> None:
+    """Raise Error with this line unless the condition is true."""
+    if not condition:
+        raise Error(line)
 
 
 def say(fd: int, text: str) -> None:
-    """Write one line; an fd that is closed, full or without a reader changes nothing."""
-    with suppress(OSError, UnicodeError):
-        os.write(fd, os.fsencode(f"spawn-fcgi: {text.translate(CONTROL)}\n"))
+    """Write one line; it makes no difference if the fd is closed, full or without a reader."""
+    with suppress(OSError):
+        os.write(fd, os.fsencode(f"spawn-fcgi: {text.translate(CONTROL_CHARACTERS)}\n"))
+
+
+def refuse(words: list[str]) -> NoReturn:
+    """Raise the Error for words that docopt refuses, naming the wrong one, as docopt does not."""
+    wrong, problem = 0, ""  # the next word may be a missing value, as in `-4p 9000`
+    for index, word in enumerate(words):
+        if problem or word.startswith("-"):  # the others are never wrong, and docopt is slow
+            try:
+                docopt(__doc__, words[: index + 1], help=False)
+                problem = ""
+            except DocoptExit as error:
+                if " requires argument" not in str(error):
+                    wrong = index - 1 if problem else index
+                    problem = f"unknown option {words[wrong]}"
+                    break
+                wrong, problem = index, f"{word} requires an argument"
+    app = docopt(__doc__, words[:wrong], help=False)["<fcgiapp>"]
+    hint = "" if app is None else f"; options for {app} go after --"
+    raise Error(f"{problem} (see spawn-fcgi -h{hint})")
 
 
 def parse_argv(argv: list[str]) -> dict[str, Any]:
-    """Map each option to its last value, None or a count, and "argv" to the application's."""
+    """Map options to their last values, flags to counts, and "argv" to that of the application."""
     end = argv.index("--") if "--" in argv else len(argv)
     try:
-        given = docopt(__doc__, argv[:end], False)
+        given = docopt(__doc__, argv[:end], help=False)
     except DocoptExit:
-        raise refusal(argv[:end]) from None
-    words = [word for word in (given["<fcgiapp>"], *given["<arg>"]) if word is not None]
-    last = {o: (v or [None])[-1] if isinstance(v, list) else v for o, v in given.items()}
-    return {**last, "argv": words + argv[end + 1 :]}
-
-
-def refusal(argv: list[str]) -> Error:
-    """Return the Error for a line that docopt refuses, naming the option, as docopt does not."""
-    for end in (end for end, word in enumerate(argv, 1) if word.startswith("-")):
-        try:
-            docopt(__doc__, argv[:end], False)
-        except DocoptExit as error:
-            what = str(error).splitlines()[0]
-            if not what.endswith(" requires argument"):  # else the next word may be its value
-                what = f"unknown option {argv[end - 1]}"
-                break
-    app = docopt(__doc__, argv[: end - 1], False)["<fcgiapp>"]
-    hint = "" if app is None else f"; options for {app} go after --"
-    return Error(f"{what} (see spawn-fcgi -h{hint})")
+        refuse(argv[:end])
+    words = [] if given["<fcgiapp>"] is None else [given["<fcgiapp>"], *given["<arg>"]]
+    for option, value in given.items():
+        if isinstance(value, list):  # all values: docopt accepts no repeated option otherwise
+            given[option] = value[-1] if value else None
+    return {**given, "argv": words + argv[end + 1 :]}
 
 
 def number(option: str, text: str, low: int, high: int, base: int = 10) -> int:
-    """Return the value of an option, or raise Error if it is none from low to high."""
+    """Return the value of an option; raise Error unless it is a number from low to high."""
     with suppress(ValueError):  # not octal, or more digits than int() takes
         if is_number(text) and low <= int(text, base) <= high:
             return int(text, base)
     limits = f"{low:o} to {high:o}, in octal" if base == 8 else f"{low} to {high}"
-    raise Error(f"{option}: no number from {limits}: '{text}'")
-
-
-def parse_address(text: str, port: int) -> tuple[int, Any]:
-    """Return family and sockaddr of a numeric address, see getaddrinfo(3), or raise Error."""
-    try:
-        host = os.fsencode(text.replace("*", "?"))  # a str needs idna; glibc takes * for one
-        found = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM, 0, socket.AI_NUMERICHOST)
-    except OSError:
-        raise Error(f"-a: not a numeric IPv4 or IPv6 address: '{text}'") from None
-    return found[0][0], found[0][4]
+    raise Error(f"{option}: not a number from {limits}: '{text}'")
 
 
 def check_options(given: dict[str, Any]) -> Options:
-    """Check all that needs no privilege; return the options or raise Error for a wrong one."""
-    argv, path, port = given["argv"], given["-s"], given["-p"]
-    if os.geteuid() != os.getuid() or (os.getuid() != 0 and os.getegid() != os.getgid()):
-        raise Error(f"set-uid or set-gid, to {os.geteuid()}:{os.getegid()}: will not run as such")
-    if not argv and given["-f"] is None:
-        raise Error("no FastCGI application given (see spawn-fcgi -h)")
-    if (path is None) == (port is None):
-        raise Error("no socket given: use -p or -s" if path is None else "use -p or -s, not both")
-    if path is not None and not 0 < len(os.fsencode(path)) <= 107:  # sun_path in unix(7)
-        raise Error(f"-s: a socket path has 1 to 107 bytes: '{path}'")
-    for option, limits in LIMITS.items():
-        if given[option] is not None:
-            given[option] = number(option, given[option], *limits)
-    app = [argv[0], argv] if argv else ["/bin/sh", ["sh", "-c", f"exec {given['-f']}"]]
-    at = (socket.AF_UNIX, path) if port is None else parse_address(given["-a"], given["-p"])
-    ignored = [o for o in ROOT_ONLY if given[o] not in (None, 0) and os.getuid() != 0]
-    if ignored:
-        say(2, f"warning: not root, so without effect: {' '.join(ignored)}")
-    given.update(dict.fromkeys(ignored))
-    return Options._make((*app, *at, *(given[f"-{letter}"] for letter in Options._fields[4:])))
+    """Check all that needs neither privilege nor a look-up, or raise Error."""
+    argv, command, path, host = given["argv"], given["-f"], given["-s"], given["-a"]
+    require(argv[0] if argv else command is not None, "no FastCGI application given (see -h)")
+    options = Options(program=argv[0] if argv else "/bin/sh", in_root="")
+    options.argv = argv or ["sh", "-c", f"exec {command}"]
+    require((path is None) != (given["-p"] is None), "give a socket with either -p or -s")
+    if path is not None:  # see sun_path in unix(7)
+        require(1 <= len(os.fsencode(path)) <= 107, f"-s: not a path of 1 to 107 bytes: '{path}'")
+        options.family, options.address, options.where = socket.AF_UNIX, path, path
+    else:
+        port = number("-p", given["-p"], 1, 65535)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:  # getaddrinfo(3) also takes 127.1 and 0. It gets bytes, as a str needs the idna codec.
+            socket.inet_pton(family, host.partition("%")[0])
+            found = socket.getaddrinfo(host.encode(), port, family, flags=socket.AI_NUMERICHOST)
+        except (OSError, UnicodeError):
+            raise Error(f"-a: not a numeric IPv4 or IPv6 address: '{host}'") from None
+        options.family, options.address, options.where = family, found[0][4], f"{host} port {port}"
+    umask = os.umask(0)  # there is no other way to read it
+    os.umask(umask)
+    mode = f"{0o660 & ~umask:o}" if given["-M"] is None else given["-M"]
+    options.socket_mode = number("-M", mode, 0, 0o7777, base=8) & 0o777
+    options.backlog = number("-b", given["-b"], INT_MIN, INT_MAX)
+    options.children = number("-F", given["-F"], 1, INT_MAX)
+    options.php_children = number("-C", given["-C"], INT_MIN, INT_MAX)
+    ignored = [option for option in ROOT_ONLY if given[option] not in (None, 0)]  # 0: no -S
+    if os.getuid() != 0 and ignored:
+        say(2, f"warning: not root, ignoring {' '.join(ignored)}")
+        given.update(dict.fromkeys(ignored))
+    options.no_fork, options.socket_before_root = bool(given["-n"]), bool(given["-S"])
+    options.socket_path, options.pid_file = given["-s"], None if given["-n"] else given["-P"]
+    options.new_root, options.directory = given["-c"], given["-d"]
+    options.user, options.group = given["-u"], given["-g"]
+    options.socket_user, options.socket_group = given["-U"], given["-G"]
+    return options
 
 
-def find_user_group(u: str, user: Any, g: str, group: Any) -> tuple[Any, Any, Any]:
-    """Return uid, gid and user name, None if not given, of options u and g, or raise Error."""
+def find_user_group(user_option: str, user: Any, group_option: str, group: Any) -> Any:
+    """Return (uid, gid, user name), each None if not given or not known, or raise Error."""
     uid = gid = name = None
     if user is not None:
-        uid = number(u, user, 1, MAX_ID) if is_number(user) else None
+        uid = number(user_option, user, 0, MAX_ID) if is_number(user) else None
         with suppress(KeyError):
-            name, _, uid, gid, *_ = pwd.getpwuid(uid) if uid else pwd.getpwnam(user)
-        if uid is None:
-            raise Error(f"{u}: no such user: '{user}'")
+            name, _, uid, gid, *_ = pwd.getpwnam(user) if uid is None else pwd.getpwuid(uid)
+        require(uid is not None, f"{user_option}: no such user: '{user}'")
     if group is not None:
-        try:
-            gid = number(g, group, 1, MAX_ID) if is_number(group) else grp.getgrnam(group).gr_gid
-        except KeyError:
-            raise Error(f"{g}: no such group: '{group}'") from None
-    if uid == 0 or gid == 0:
-        asked = f"{u} {user}" if uid == 0 or group is None else f"{g} {group}"
-        raise Error(f"{asked}: will not run as root")
+        gid = number(group_option, group, 0, MAX_ID) if is_number(group) else None
+        with suppress(KeyError):
+            gid = grp.getgrnam(group).gr_gid if gid is None else gid
+        require(gid is not None, f"{group_option}: no such group: '{group}'")
+    culprit = f"{user_option} {user}" if uid == 0 or group is None else f"{group_option} {group}"
+    refusal = "will not run as root" if user_option == "-u" else SOCKET_OF_ROOT
+    require(uid != 0 and gid != 0, f"{culprit}: {refusal}")
     return uid, gid, name
 
 
-def lock_directory(directory: str) -> int | None:
-    """Return an fd with flock(2) on a directory, as far as a second is enough: it is advice."""
+def lock_directory(path: str) -> int | None:
+    """Return an fd with flock(2) on the directory of a path, best effort: None, or not locked."""
     fd = None
-    with suppress(OSError):  # it may not be read, or its file system knows no locks
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-        for _ in range(200):
+    with suppress(OSError):  # the directory is not readable, or its file system has no locks
+        fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
+        for _ in range(200):  # about a second
             with suppress(BlockingIOError):
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
@@ -188,192 +208,221 @@ def lock_directory(directory: str) -> int | None:
 
 def clear_path(path: str) -> None:
     """Remove a stale socket or an empty file; raise OSError if anything else is there."""
-    with suppress(FileNotFoundError):  # also of what goes meanwhile
+    with suppress(FileNotFoundError):  # nothing is there, or not any more
         found = os.lstat(path)
         if stat.S_ISSOCK(found.st_mode):
-            with socket.socket(socket.AF_UNIX) as probe, suppress(ConnectionRefusedError):
+            with socket.socket(socket.AF_UNIX) as probe:
                 probe.setblocking(False)
-                with suppress(BlockingIOError):  # the queue is full, where the C tool hangs
-                    probe.connect(path)
-                raise OSError(errno.EADDRINUSE, "already in use")
+                answer = probe.connect_ex(path)
+            if answer in (0, errno.EAGAIN):  # EAGAIN: its queue is full, and the C tool hangs
+                answer = errno.EADDRINUSE
+            if answer != errno.ECONNREFUSED:
+                raise OSError(answer, os.strerror(answer))
         elif not stat.S_ISREG(found.st_mode) or found.st_size > 0:  # the C tool deletes it
-            raise OSError(errno.EEXIST, "exists and is no socket")
+            raise OSError(errno.EEXIST, "exists and is not a socket")
         os.unlink(path)
 
 
-def bind(options: Options) -> socket.socket:
-    """Return a bound socket, close-on-exec; that of a path has its mode from birth."""
-    sock = socket.socket(options.family)
+def set_owner(path: str, mode: int, owner: tuple[int, int], proc_fds: int | None) -> None:
+    """Set the owner of the socket, and its mode if a default ACL has narrowed it."""
+    how: dict[str, Any] = {"follow_symlinks": False}
+    if proc_fds is not None and hasattr(os, "O_PATH"):
+        # Change the socket itself. The C tool changes what somebody may have put at its path.
+        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW)
+        found = os.fstat(fd)
+        if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
+            raise OSError(errno.EEXIST, "somebody has put another file there")
+        path, how = str(fd), {"dir_fd": proc_fds}
+        if stat.S_IMODE(found.st_mode) != mode:  # some file systems refuse chmod
+            os.chmod(path, mode, **how)
+    if owner != (-1, -1):  # some sandboxes refuse chown
+        os.chown(path, *owner, **how)
+
+
+def bind_socket(options: Options, owner: tuple[int, int], proc_fds: Any, pid_fd: Any) -> None:
+    """Make a listening socket fd 0, and empty the PID file, or raise Error and leave no socket."""
+    path, mode, where = options.socket_path, options.socket_mode, options.where + options.in_root
+    lock = attempt("cannot lock", lock_directory, path)
+    attempt(f"cannot bind to {where}", clear_path, path)
+    sock: socket.socket = attempt(f"cannot bind to {where}", socket.socket, options.family)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if options.s:
-        clear_path(options.s)
-    umask = os.umask(0)
-    os.umask(umask | 0o117 if options.M is None else 0o777 & ~options.M)
-    sock.bind(options.address)
+    umask = os.umask(0o777 & ~mode)
+    attempt(f"cannot bind to {where}", sock.bind, options.address)
     os.umask(umask)
-    return sock
-
-
-def bind_socket(options: Options, owner: tuple[int, int]) -> int:
-    """Return the fd of a listening socket, close-on-exec, or raise Error and leave nothing."""
-    where = options.s or f"{options.a} port {options.p}"
-    lock = lock_directory(os.path.dirname(where) or ".") if options.s else None
-    sock: socket.socket = attempt(f"cannot bind to {where}", bind, options)
     try:
-        if options.s and owner != (-1, -1):  # a filter may forbid an idle chown, too
-            attempt(f"cannot change the owner of {where}", os.lchown, where, *owner)
-        attempt(f"cannot listen on {where}", sock.listen, INT_MAX if options.b < 0 else options.b)
+        attempt(f"cannot set owner or mode of {where}", set_owner, path, mode, owner, proc_fds)
+        backlog = INT_MAX if options.backlog < 0 else options.backlog  # Python takes -1 for 0
+        attempt(f"cannot listen on {where}", sock.listen, backlog)
     except Error:
-        if options.s:
-            os.unlink(where)
+        sock.close()
+        with suppress(Error):  # the first one is what to report
+            attempt("cannot remove", clear_path, path)  # stale now; anything else there stays
         raise
-    if lock is not None:
-        os.close(lock)
-    return sock.detach()
+    attempt("cannot unlock", os.close, lock)
+    attempt(f"cannot empty PID file '{options.pid_file}'", os.ftruncate, pid_fd, 0)
+    os.dup2(sock.fileno(), FCGI_LISTENSOCK_FILENO)
+    sock.close()
 
 
 def open_pid_file(path: str) -> int:
-    """Return an fd of a regular file, made if there is none; raise OSError if it is no such."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+    """Return an fd of a PID file, created if there is none; raise OSError for any other file."""
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK  # for a FIFO
+    fd = os.open(path, flags, 0o644)
     found, directory = os.fstat(fd), os.stat(os.path.dirname(path) or ".")
-    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
-        raise OSError(errno.EEXIST, "exists and is no regular file, or has another name")
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EEXIST, "not a regular file")
+    if found.st_nlink > 1:
+        raise OSError(errno.EEXIST, "has another hard link")
     if directory.st_mode & stat.S_ISVTX and found.st_uid != os.geteuid():
-        raise OSError(errno.EACCES, "a file of another user in a sticky directory")
+        raise OSError(errno.EEXIST, "belongs to another user, in a sticky directory")
+    while chunk := os.read(fd, 65536):
+        if chunk.translate(None, b"0123456789 \t\n\0"):  # a crash leaves NULs
+            raise OSError(errno.EEXIST, "not a PID file")
     return fd
 
 
-def write_pid_file(fd: int, path: str, pids: list[int]) -> None:
-    """Write one PID a line; none if they do not fit, as half a PID is the PID of another."""
-    try:
-        os.ftruncate(fd, 0)
-        with open(fd, "wb", closefd=False) as file:
-            file.write("\n".join(map(str, pids)).encode())
-    except OSError as error:
-        say(2, f"cannot write PID file '{path}': {error.strerror}")
-        with suppress(OSError):
-            os.ftruncate(fd, 0)
-
-
 def caller_environ() -> dict[bytes, bytes]:
-    """Return the environment as getenv(3) finds it; CPython changes its own, see PEP 538."""
-    with attempt("cannot open /proc/self/environ", open, "/proc/self/environ", "rb") as file:
-        entries = [e.split(b"=", 1) for e in file.read().split(b"\0") if e.find(b"=") > 0]
-    return {**dict(entries), **dict(reversed(entries))}  # of one name the first entry counts
+    """Return the caller's environment as getenv(3) finds it, byte for byte."""
+    environ = dict(os.environb)  # in the C locale, Python has changed LC_CTYPE (PEP 538)
+    with suppress(OSError), open("/proc/self/environ", "rb") as file:  # if it is there, and ours
+        environ = {}
+        for entry in file.read().split(b"\0"):
+            name, equals, value = entry.partition(b"=")
+            if name and equals:
+                environ.setdefault(name, value)  # the first entry of a name counts
+    return environ
 
 
-def exec_error(options: Options, error: OSError) -> Error:
-    """Return the Error for a failed fork(2), or execve(2) with what its errno does not tell."""
-    if error.filename is None:
-        return Error(f"fork failed: {error.strerror}", status=1)
-    app, text = options.program, f"exec failed: {options.program}: {error.strerror}"
+def prepare_descriptors(options: Options) -> tuple[int, int | None]:
+    """Return fds of /dev/null and /proc/self/fd, or None; close others in children that fork."""
+    null, proc_fds = 0, None
+    while null <= 2:  # fill what the caller closed, or the next file becomes its fd 1
+        null = attempt("cannot open /dev/null", os.open, "/dev/null", os.O_RDWR)
+    with suppress(OSError):  # no /proc, or an interpreter with a capability
+        proc_fds = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY)
+    if proc_fds is not None and not options.no_fork:
+        for fd in attempt("cannot list the open descriptors", os.listdir, proc_fds):
+            with suppress(OSError):  # listdir's own
+                fcntl.fcntl(int(fd), fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+    return null, proc_fds
+
+
+def raise_start_error(options: Options, error: OSError) -> NoReturn:
+    """Raise the Error of a failed fork(2), or of execve(2) with what its errno does not say."""
+    if error.filename is None:  # Popen names the file if exec failed
+        raise Error(f"fork failed: {error.strerror}", status=1)
+    program, line = options.program, f"exec failed: {options.program}: {error.strerror}"
+    if error.errno == errno.EACCES:
+        line += f"; tried as user {options.user or os.getuid()}"
     if error.errno == errno.ENOEXEC:
-        text += "; it has no #! line, or is for another machine"
-    if error.errno == errno.ENOENT and os.path.exists(app):
-        text += "; it is there, but its interpreter is not"
-    if "/" not in app:
-        text += "; PATH is not searched, give its path"
-    if options.c is not None:
-        text += f"; this was in the new root {options.c}"
-    return Error(text, status=error.errno)
+        line += "; it does not begin with #!, or is for another machine"
+    if error.errno == errno.ENOENT and os.path.exists(program):
+        line += "; the file exists, but its interpreter does not"
+    if "/" not in program:
+        line += "; PATH is not searched: give the full path"
+    raise Error(line + options.in_root, status=error.errno or 255)
 
 
-def become_app(options: Options, environ: dict[bytes, bytes]) -> Error:
-    """execve(2) the application; return the Error if that fails."""
+def become_app(options: Options, environ: dict[bytes, bytes]) -> NoReturn:
+    """Become the application, see execve(2), or raise Error."""
     for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # by CPython, and exec passes that on
         signal.signal(ignored, signal.SIG_DFL)
     try:
         os.execve(options.program, options.argv, environ)
     except OSError as error:
-        signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # else it may end us at the message
-        return exec_error(options, error)
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # the message may have no reader
+        raise_start_error(options, error)
 
 
-def spawn_children(popen: Any, options: Options, environ: Any, null: int, pid_fd: Any) -> int:
-    """Start the children by subprocess.Popen, wait, write the PID file; return the exit status."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it hides how children end
-    app = options.program if "/" in options.program else f"./{options.program}"  # not from PATH
-    how = {"stdout": null, "stderr": null, "env": environ, "start_new_session": True}
+def spawn_children(options: Options, popen: Any, how: dict[str, Any], pid_fd: int | None) -> int:
+    """Start the children, wait, write the PID file, report; return the exit status."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if ignored, it hides how children end
+    program = options.program if "/" in options.program else f"./{options.program}"  # not in PATH
     children: list[Any] = []
     failure = None
     try:
-        while len(children) < options.F:
-            children.append(popen(options.argv, executable=app, **how))
+        while len(children) < options.children:
+            children.append(popen(options.argv, executable=program, start_new_session=True, **how))
     except OSError as error:
-        failure = exec_error(options, error)
-    time.sleep(0.1 if children else 0)  # once for all: who lives then counts as spawned
+        failure = error
+    time.sleep(0.1 if children else 0)  # for all of them; the C tool only watches the first
     alive = [child.pid for child in children if child.poll() is None]
     if pid_fd is not None:
-        write_pid_file(pid_fd, options.P, alive)
+        try:
+            with open(pid_fd, "wb", closefd=False) as file:  # text would import a codec
+                file.write("\n".join(map(str, alive)).encode())
+        except OSError as error:
+            say(2, f"cannot write PID file '{options.pid_file}': {error.strerror}")
+            os.ftruncate(pid_fd, 0)  # half a PID is that of another process
     for pid in alive:
         say(1, f"child spawned successfully: PID: {pid}")
-    ends = [child.returncode for child in children if child.returncode is not None]
-    for code in ends:
+    ended = [child.returncode for child in children if child.returncode is not None]
+    for code in ended:
         say(2, f"child exited with: {code}" if code >= 0 else f"child signaled: {-code}")
-        if code in MEANING:
-            say(2, f"{code} means: {MEANING[code]}")
-    if ends:
-        say(2, "its stderr was /dev/null: -n shows what it says")
-    if failure:
-        raise failure
-    return next((code if code > 0 else 1 for code in reversed(ends) if code), 0)  # last failure
+        if code in SHELL_STATUS:
+            say(2, f"{code} means: {SHELL_STATUS[code]}")
+    if ended:
+        say(2, "the child's stderr went to /dev/null: run with -n to see it")
+    if failure is not None:
+        raise_start_error(options, failure)
+    failures = [1 if code < 0 else code for code in ended if code != 0]
+    return failures[-1] if failures else 0
 
 
 def spawn(options: Options) -> int:
     """Start the application, in the order of this function; return the exit status."""
-    null = max(os.open(os.devnull, os.O_RDWR) for _ in range(4))  # fills what of 0 to 2 is closed
+    if not options.no_fork:  # which need not pay for it
+        from subprocess import Popen  # now, as a new root may contain no Python
+    uid, gid, user_name = find_user_group("-u", options.user, "-g", options.group)
+    socket_ids = find_user_group("-U", options.socket_user, "-G", options.socket_group)
+    owner = (socket_ids[0] or uid or -1, socket_ids[1] or gid or -1)
+    if uid is not None and gid is None:
+        say(2, f"warning: no user has the ID {uid}, and -g is not given: the group stays root's")
+    null, proc_fds = prepare_descriptors(options)
     environ = caller_environ()
-    if options.C >= 0:
-        environ[b"PHP_FCGI_CHILDREN"] = b"%d" % options.C
-    if not options.n:  # which need not pay for it; later, in a chroot, there may be no Python
-        from subprocess import Popen
-    uid, gid, user = find_user_group("-u", options.u, "-g", options.g)
-    s_uid, s_gid, _ = find_user_group("-U", options.U, "-G", options.G)
-    owner = (s_uid or uid or -1, s_gid or gid or -1)
-    if uid and not gid:
-        say(2, f"warning: -u {uid} is no user's and -g is not given: only the user is dropped")
-    pid_fd = None
-    if options.P is not None and not options.n:
-        pid_fd = attempt(f"cannot open PID file '{options.P}'", open_pid_file, options.P)
-    sock = bind_socket(options, owner) if options.S else None
-    if gid:
+    if options.php_children >= 0:
+        environ[b"PHP_FCGI_CHILDREN"] = b"%d" % options.php_children
+    pid_fd = attempt(f"cannot open PID file '{options.pid_file}'", open_pid_file, options.pid_file)
+    if options.socket_before_root:
+        bind_socket(options, owner, proc_fds, pid_fd)
+    if gid is not None:
         attempt(f"cannot change to group {gid}", os.setgid, gid)
-        attempt("cannot change groups", os.setgroups, os.getgrouplist(user, gid) if user else [])
-    if options.c is not None:
-        attempt(f"cannot chroot to '{options.c}'", os.chroot, options.c)
+        attempt("cannot drop the supplementary groups", os.setgroups, [])
+    attempt(f"cannot take the groups of {user_name}", os.initgroups, user_name, gid)
+    if options.new_root is not None:
+        attempt(f"cannot chroot to '{options.new_root}'", os.chroot, options.new_root)
         os.chdir("/")
-    sock = sock or bind_socket(options, owner)
-    if uid:
-        attempt(f"cannot change to user {uid}", os.setresuid, uid, uid, uid)
-    if options.d is not None:
-        attempt(f"cannot change to directory '{options.d}'", os.chdir, options.d)
-    os.dup2(sock, FCGI_LISTENSOCK_FILENO)
-    if not options.program:  # Popen would look for it in PATH, and os.execve refuses
-        raise exec_error(options, OSError(errno.ENOENT, os.strerror(errno.ENOENT), ""))
-    if options.n:
-        raise become_app(options, environ)
-    return spawn_children(Popen, options, environ, null, pid_fd)
+        options.in_root = f" in the new root {options.new_root}"
+    if not options.socket_before_root:
+        bind_socket(options, owner, proc_fds, pid_fd)
+    attempt(f"cannot change to user {uid}", os.setuid, uid)
+    attempt(f"cannot chdir to '{options.directory}'{options.in_root}", os.chdir, options.directory)
+    if options.no_fork:
+        become_app(options, environ)
+    how = {"stdout": null, "stderr": null, "env": environ, "close_fds": proc_fds is None}
+    return spawn_children(options, Popen, how, pid_fd)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run spawn-fcgi(1) with these arguments; return its exit status."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # end as a signal ends, not by a traceback
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends us as a signal, no traceback
     argv = sys.argv[1:] if argv is None else argv
+    first = argv[0][:2] if argv else "-h"
+    words = [first] if first in ("-v", "-h", "-?") else argv  # whatever follows the letter
     try:
-        asked = argv[0][:2] if argv else "-h"  # by the first word, whatever is behind its letter
-        if asked not in ("-v", "-h", "-?"):
-            given = parse_argv(argv)
-            asked = "-v" if given["--version"] else "-h" if given["--help"] or given["-?"] else ""
-        if not asked:
+        require(os.getuid() == os.geteuid(), "will not run set-uid")
+        require(os.getgid() == os.getegid() or os.getuid() == 0, "will not run set-gid")
+        given = parse_argv(words)
+        if not (given["--version"] or given["--help"] or given["-?"]):
             return spawn(check_options(given))
-        version = f"spawn-fcgi v{__version__} - starts FastCGI applications\n"
-        with suppress(OSError):
-            os.write(1, (version if asked == "-v" else __doc__).encode())
-        return 0 if argv else 255
-    except (Error, OSError, UnicodeError) as error:  # the last in a locale that is not UTF-8
+    except (Error, UnicodeError) as error:  # the latter in a locale that is not UTF-8
         say(2, str(error))
         return getattr(error, "status", 255)
+    version = f"spawn-fcgi v{__version__} - starts FastCGI applications\n"
+    with suppress(OSError):
+        os.write(1, (version if given["--version"] else __doc__).encode())
+    return 0 if argv else 255
 
 
 if __name__ == "__main__":

@@ -235,6 +235,15 @@ def snapshot(directory: pathlib.Path) -> dict[str, tuple[Any, ...]]:
     return found
 
 
+LATIN_1 = "/usr/share/i18n/charmaps/ISO-8859-1.gz"  # of Debian's package locales
+
+
+def make_latin_1(directory: pathlib.Path) -> None:
+    """Make the locale Latin-1, for programs with this $LOCPATH."""
+    command = ["localedef", "-ien_US", "-fISO-8859-1", str(directory / "Latin-1")]
+    subprocess.run(command, check=True)
+
+
 def assert_refused(result: Result, *names: Arg) -> None:
     """Assert a start that came to nothing before the fork: 255, and one line that names these."""
     assert (result.status, result.out) == (255, b""), result

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -184,15 +186,14 @@ def test_umask_limits_priority_and_directory_are_the_callers(mode: str, work: Pa
 
 
 ARGUMENTS = [b"", b" ", b"\xff\xfe", b"\xc3\xa9", b"--", b"-n", b"a\nb", b"'\"$x\\", b"x" * 99999]
-LATIN_1 = "/usr/share/i18n/charmaps/ISO-8859-1.gz"  # of Debian's package locales
 LOCALES = [("-n", "C"), ("-n", "C.UTF-8"), ("fork", ""), ("fork", "C.UTF-8")]
-LOCALES += [("-n", "Latin-1")] if os.path.exists(LATIN_1) else []
+LOCALES += [("-n", "Latin-1")] if os.path.exists(harness.LATIN_1) else []
 
 
 @pytest.mark.parametrize(("mode", "locale"), LOCALES)
 def test_arguments_are_the_callers_bytes(locale: str, mode: str, work: Path) -> None:
     if locale == "Latin-1":
-        subprocess.run(["localedef", "-ien_US", "-fISO-8859-1", str(work / locale)], check=True)
+        harness.make_latin_1(work)
     env = {"LC_ALL": locale, "LOCPATH": str(work)} if locale else {}
     path = os.fsencode(work) + b"/\xe9\xff"
     app = [b"/bin/sh", b"-c", b"/bin/sleep 60; :", *ARGUMENTS]
@@ -208,3 +209,51 @@ def test_a_bare_name_is_a_file_in_the_directory_and_not_of_PATH(mode: str, work:
     (work / "app").symlink_to("/bin/sleep")
     with application(mode, app=("app", "60"), cwd=work) as pid:
         assert state(pid).argv == [b"app", b"60"]
+
+
+def without_proc() -> None:
+    """Leave the caller's mount namespace for one that has no /proc."""
+    assert libc.unshare(0x20000) == 0  # CLONE_NEWNS
+    assert libc.mount(b"none", b"/", None, 0x44000, None) == 0  # MS_REC | MS_PRIVATE
+    assert libc.umount2(b"/proc", 2) == 0  # MNT_DETACH
+
+
+@pytest.mark.root
+@MODES
+@pytest.mark.parametrize("line", ["", "-s s", "-s s -u 4101 -g 4201"])
+def test_without_proc_it_starts_and_closes_and_passes_on_the_same(
+    line: str, mode: str, work: Path
+) -> None:
+    def prepare() -> None:
+        inheriting(3, 50)()
+        without_proc()
+
+    env = {"A": "1", "B": "\udcff"}
+    caller: dict[str, Any] = {"preexec_fn": prepare, "close_fds": False, "cwd": work, "env": env}
+    with application(mode, *line.split(), **caller) as pid:
+        seen = state(pid)
+    assert {b"A=1", b"B=\xff"} <= {*seen.environ}
+    if mode == "fork":
+        assert {*seen.fds} == {0, 1, 2}
+    else:
+        assert {*seen.fds} >= {0, 1, 2, 3, 50}
+    if line:
+        about = (work / "s").stat()
+        owner = (4101, 4201) if "-u" in line else (os.getuid(), os.getgid())
+        assert (about.st_uid, about.st_gid) == owner
+
+
+@pytest.mark.root
+@MODES
+def test_an_interpreter_that_nobody_may_read_starts_it_too(
+    mode: str, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(os.path.realpath(sys.executable), work / "python")
+    (work / "python").chmod(0o711)
+    library = Path(harness.program[0]).parents[1] / "lib/spawn-fcgi"
+    script = f"import sys; sys.path += {[str(library), *sys.path]}; import spawn_fcgi"
+    command = [str(work / "python"), "-ISc", f"{script}; sys.exit(spawn_fcgi.main())"]
+    monkeypatch.setattr(harness, "program", command)
+    work.chmod(0o777)
+    with application(mode, "-s", work / "s", env={"A": "1"}, **harness.as_user()) as pid:
+        assert b"A=1" in state(pid).environ

@@ -74,10 +74,10 @@ def test_each_end_is_told_the_last_failure_counts_and_living_ones_go_on(
 
 
 EXEC = [
-    ("./missing", errno.ENOENT, ""), ("./plain/x", errno.ENOTDIR, ""), (".", errno.EACCES, "PATH"),
-    ("./plain", errno.EACCES, ""), ("./text", errno.ENOEXEC, "#!"), ("sleep", errno.ENOENT, "PATH"),
-    ("./script", errno.ENOENT, "interpreter"), ("", errno.ENOENT, "PATH"),
-    ("./a\nb\udcff", errno.ENOENT, ""),
+    ("./missing", errno.ENOENT, ""), ("./plain/x", errno.ENOTDIR, ""),
+    (".", errno.EACCES, "user PATH"), ("./plain", errno.EACCES, "user"),
+    ("./text", errno.ENOEXEC, "#!"), ("sleep", errno.ENOENT, "PATH"),
+    ("./script", errno.ENOENT, "interpreter"), ("./a\nb\udcff", errno.ENOENT, ""),
     pytest.param("/bin/true", errno.ENOENT, "root", marks=pytest.mark.root),
 ]  # fmt: skip
 
@@ -96,9 +96,10 @@ def test_what_cannot_be_executed_is_named_once_with_the_reason_and_the_socket_st
     line = os.fsdecode(result.err)
     reason = line.partition("exec failed: " + app.replace("\n", "\\x0a") + ": ")[2]
     assert os.strerror(number) in reason
-    hints = [word for word in ("#!", "interpreter", "PATH", "root") if word in reason]
+    hints = [word for word in ("#!", "interpreter", "user", "PATH", "root") if word in reason]
     assert hints == hint.split()
     assert hint != "root" or str(work) in reason
+    assert "user" not in hints or f"user {os.getuid()}" in reason
     assert (work / "s").is_socket()
     assert harness.my_children() == []
     assert option == "-n" or (work / "pid").read_bytes() == b""

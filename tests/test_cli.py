@@ -68,21 +68,26 @@ NUMBERS: dict[str, list[str | int]] = {
 }  # fmt: skip
 ADDRESSES = ["", "localhost", "*", "256.0.0.1", "1.2.3.4.5", "127.0.0.1:80", "[::1]", "::g"]
 ADDRESSES += ["::1%nosuch", "b\u00fccher.example", "a" * 300, "127.0.0.1\n"]
+ADDRESSES += ["127.1", "0", "010.0.0.1", "9000", "127.0.0.1%lo", "::1%"]
 REFUSED = {
-    "-x": "-x", "-nx": "-nx", "-x -v": "-x", "-z app": "-z !app", "-n=": "-n=", "---": "---",
+    "-x": "-x", "-nx": "-nx", "-x -v": "-x",
+    "-4p 9000 -n": "-4p !requires", "-xp 9000": "-xp !requires", "-p 9000 -nX": "-nX",
+    "-n -xF -s s": "-xF !requires", "-z app": "-z !app", "-n=": "-n=", "---": "---",
     "--bogus 1": "--bogus", "--bogus=1": "--bogus", "--help=1": "--help", "-\u00e9": "-\u00e9",
-    "-\udcff": "-\udcff", "-\n": "-\\x0a", "-p 1 -x -s": "-x !--", "-p 9 -a": "-a", "-nF": "-F",
+    "-\udcff": "-\udcff", "-\n": "-\\x0a", "-p 1 -x -s": "-x !--", "-p 9 -a": "-a",
+    "-nF": "-nF requires an argument",
     "-s": "-s !/bin/true", "-x app": "-x !app !--", "app -x y": "-x app -- !y", " -x": "-x --",
     "-p 9000 /usr/sbin/fcgiwrap -f": "-f fcgiwrap --", "app 1 -d x --bogus": "--bogus app --",
     **{f"{o} {v}" + " -s s" * (o != "-p"): f"{o} {v}" for o in NUMBERS for v in NUMBERS[o]},
     **{f"-p 9 -P gone/pid -a {a}": f"-a {a} !known !gone" for a in ADDRESSES},
-    "-n": "-p -s !both", "-p 9 -s s": "-p -s both", "-s ": "-s", f"-s {'x' * 108}": "x" * 108,
+    "-n": "-p -s", "-p 9 -s s": "-p -s", "-s ": "-s", f"-s {'x' * 108}": "x" * 108,
     f"-s {'ü' * 54}": "ü" * 54, "-p 0 -x": "-x !-p", "-s no/s -F 0x -P gone/pid": "0x !gone",
     "-s no/s -P gone/pid": "gone !no/s", "-s no/s -n -d lost": "no/s !lost",
     "-p 9 -a 192.0.2.1 -n -d lost": "192.0.2.1 !lost", "-M 9 -s s": "-M 7777",
 }  # fmt: skip
 REFUSED_TO_ROOT = {
-    "-s s -F 0x -u nosuch": "0x !nosuch", "-s s -u nosuch": "nosuch", "-s s -U 0": "-U",
+    "-s s -F 0x -u nosuch": "0x !nosuch", "-s s -u nosuch": "nosuch", "-s s -U 0": "-U socket",
+    "-s s -u 0": "-u !socket", "-s no/s -n -c .": "no/s root",
     "-s s -G nosuch -P gone/pid": "nosuch !gone", "-s no/s -S -n -U nosuch": "nosuch !no/s",
     "-s no/s -S -P gone/pid": "gone !no/s", "-s no/s -S -n -c jail": "no/s !jail",
     "-s no/s -n -c jail": "jail !no/s", "-s s -n -c jail -d lost": "jail !lost",
@@ -105,7 +110,7 @@ def test_a_wrong_line_is_refused_by_name_before_any_work(line: str, names: str, 
 
 
 def test_without_an_application_nothing_is_made(work: Path) -> None:
-    for end in [], ["--"], ["-n"]:
+    for end in [], ["--"], ["-n"], ["--", ""], ["-n", "-f", "true", ""]:
         assert_refused(run("-s", "s", "-P", "pid", *end, cwd=work))
         assert os.listdir(work) == []
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import itertools
 import os
 import re
 import resource
 import signal
 import socket
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import SLEEP, alive, assert_refused, popen, run, snapshot
+from harness import SLEEP, Arg, alive, assert_refused, popen, run, snapshot
 
 ROOT = pytest.mark.root
 PTRACE_TRACEME, PTRACE_SYSCALL = 0, 24
@@ -53,26 +55,67 @@ def test_what_others_put_at_the_path_of_P_is_refused(plant: Any, work: Path, por
     getattr(reader, "close", int)()
 
 
-SWAPS = ["-s it -M 666", pytest.param("-s it -M 666 -U 4199", marks=ROOT), "-p PORT -P it -F1"]
+def step_through(at_each_stop: Callable[[], object], *args: Arg, cwd: Path) -> int:
+    """Run the program, stopped before and after each of its system calls; return its wait status.
 
-
-@pytest.mark.parametrize("line", SWAPS)
-def test_a_link_swapped_in_at_once_leads_nowhere(line: str, work: Path, port: str) -> None:
+    Nobody can be faster than what is called at each stop.
+    """
     trace = ctypes.CDLL(None).ptrace
     trace.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
-    (work / "secret").write_text("secret")
-    (work / "link").symlink_to("secret")
-    before = snapshot(work)["secret"]
-    args = [*line.replace("PORT", port).split(), *([] if "-F1" in line else ["-n"]), *TRUE]
-    start = lambda: (signal.alarm(20), trace(PTRACE_TRACEME, 0, None, None))  # noqa: E731
-    with popen(*args, preexec_fn=start, cwd=work) as process:
+
+    def begin() -> None:
+        signal.alarm(20)
+        trace(PTRACE_TRACEME, 0, None, None)
+
+    with popen(*args, preexec_fn=begin, cwd=cwd) as process:
         while os.WIFSTOPPED(status := os.waitpid(process.pid, 0)[1]):
-            # It waits before and after each of its system calls. Nobody can be there faster.
-            if os.path.lexists(work / "it") and (work / "link").is_symlink():
-                os.rename(work / "link", work / "it")
+            at_each_stop()
             number = os.WSTOPSIG(status)
             trace(PTRACE_SYSCALL, process.pid, None, 0 if number == signal.SIGTRAP else number)
-    assert (status, (work / "it").is_symlink()) == (0, True)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode
+
+
+def swap_in(work: Path, stops: Iterator[int], moment: int) -> None:
+    """At the so-manieth stop that sees a socket at "it", put "other" there."""
+    if (work / "it").is_socket() and next(stops) == moment:
+        os.rename(work / "other", work / "it")
+
+
+@pytest.mark.parametrize("options", ["-M 666", pytest.param("-U 4199", marks=ROOT)])
+@pytest.mark.parametrize("plant", [os.symlink, os.link], ids=["link", "file"])
+def test_no_other_file_gets_owner_or_mode_whenever_it_takes_the_path_of_s(
+    plant: Callable[[str, Path], None], options: str, work: Path
+) -> None:
+    (work / "secret").write_text("secret")
+    (work / "secret").chmod(0o600)
+    before = snapshot(work)["secret"]
+    planted, moment = True, 0
+    while planted:
+        plant(str(work / "secret"), work / "other")
+        moment += 1
+        stops = itertools.count(1)
+        swap = partial(swap_in, work, stops, moment)
+        step_through(swap, "-s", "it", *options.split(), "-n", *TRUE, cwd=work)
+        planted = not os.path.lexists(work / "other")
+        assert snapshot(work)["secret"] == before
+        assert not planted or os.path.lexists(work / "it"), "it is not removed, either"
+        for name in ("it", "other"):
+            (work / name).unlink(missing_ok=True)
+    assert moment > 10, "so many system calls see the socket"
+
+
+def test_a_link_swapped_in_at_the_path_of_P_leads_nowhere(work: Path, port: str) -> None:
+    (work / "secret").write_text("secret")
+    before = snapshot(work)["secret"]
+    (work / "link").symlink_to("secret")
+
+    def swap() -> None:
+        if (work / "pid").exists() and (work / "link").is_symlink():
+            os.rename(work / "link", work / "pid")
+
+    assert step_through(swap, "-p", port, "-P", "pid", *TRUE, cwd=work) == 0
+    assert (work / "pid").is_symlink()
     assert snapshot(work)["secret"] == before
 
 
@@ -110,11 +153,31 @@ def test_no_code_gets_in_by(mode: str, variable: str, work: Path, port: str) -> 
     assert len(os.listdir(work)) == len(MODULES)
 
 
-@pytest.mark.parametrize("limit", range(5, 9))
-def test_too_few_descriptors_are_told_in_one_line(limit: int, port: str) -> None:
-    few = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (limit, limit))
-    result = run("-p", port, *TRUE, preexec_fn=few)
-    assert (result.status in (1, 255), len(result.lines)) == (True, 1), result
+def descriptors(most: int) -> Callable[[], None]:
+    """Return a preexec_fn that lets a process have so many descriptors."""
+    return partial(resource.setrlimit, resource.RLIMIT_NOFILE, (most, most))
+
+
+@pytest.mark.parametrize(
+    ("where", "limit"),
+    [
+        *(("-p PORT", limit) for limit in (4, 5, 6)),
+        *(("-s s -P pid", limit) for limit in range(4, 9)),
+    ],
+)
+def test_too_few_descriptors_are_told_in_one_line(
+    where: str, limit: int, port: str, work: Path
+) -> None:
+    args = where.replace("PORT", port).split()
+    result = run(*args, *TRUE, cwd=work, preexec_fn=descriptors(limit))
+    assert result.status in (1, 255), result
+    assert re.fullmatch(rb"spawn-fcgi: [^\n\[]+: Too many open files\n", result.err)
+    assert not (work / "s").exists() or b"fork" in result.err
+
+
+def test_eight_descriptors_are_enough(port: str) -> None:
+    result = run("-p", port, "-F9", "--", *SLEEP, preexec_fn=descriptors(8))
+    assert (result.status, len(result.pids)) == (0, 9), result
 
 
 def test_thousands_of_inherited_descriptors_are_closed(port: str) -> None:

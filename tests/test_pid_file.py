@@ -101,3 +101,38 @@ def test_a_start_while_the_service_runs_leaves_its_pid_file_alone(
     before = snapshot(work)
     assert_refused(run(*args, "--", *SLEEP), args[1], "already in use")
     assert snapshot(work) == before
+
+
+@pytest.mark.parametrize(
+    ("line", "left"),
+    [("-s no/s", OLD), ("-s s -d missing", b""), ("-s s -- ./missing", b""),
+     pytest.param("-s s -S -c missing", b"", marks=pytest.mark.root),
+     pytest.param("-s s -S -u nosuch", OLD, marks=pytest.mark.root)],
+)  # fmt: skip
+def test_old_pids_go_as_soon_as_the_socket_is_ours_and_not_before(
+    line: str, left: bytes, work: Path
+) -> None:
+    (work / "pid").write_bytes(OLD)
+    app = () if "--" in line else ("--", *SLEEP)
+    assert run("-P", "pid", *line.split(), *app, cwd=work).status != 0
+    assert (work / "pid").read_bytes() == left
+
+
+CONTENTS = [
+    (b"#!/bin/sh\n", False), (b"12x", False), (b"-1", False), (b" " * 70000 + b"x", False),
+    (b"", True), (b"1", True), (b" 12\t\n345\n\n", True), (b"1" * 70000, True), (bytes(9), True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("content", "taken"), CONTENTS, ids=lambda value: ascii(value)[:20])
+def test_only_what_looks_like_a_pid_file_is_overwritten(
+    content: bytes, taken: bool, work: Path
+) -> None:
+    (work / "pid").write_bytes(content)
+    before = snapshot(work)
+    result = run("-s", "s", "-P", "pid", "--", *SLEEP, cwd=work)
+    if taken:
+        assert (work / "pid").read_bytes() == text_of(result) != b""
+    else:
+        assert_refused(result, "pid", "not a PID file")
+        assert snapshot(work) == before

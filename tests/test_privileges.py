@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import harness
 import pytest
 from harness import NOBODY, as_user, assert_refused, connects, run, state
 from test_app_state import MODES, application, inheriting, libc
@@ -143,7 +144,7 @@ def test_an_empty_root_is_enough(mode: str, where: str, options: str, work: Path
     for path in ["/bin/sleep", *re.findall(r"(/\S+) \(0x", ldd.stdout)]:
         (jail / path[1:]).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, jail / path[1:])
-    caller = accounts(work, inheriting(3, 50, 700, limit=2000), close_fds=False)
+    caller = accounts(work, inheriting(3, 50, 700), close_fds=False)
     made = {*work.rglob("*"), work / where, *([work / "pids"] if mode == "fork" else [])}
     args = ["-c", "jail", "-s", "s", "-u", "app", "-P", "pids", *options.split()]
     with application(mode, *args, **caller) as pid:
@@ -186,8 +187,17 @@ CALLS: list[Any] = [
     pytest.param([106], [144], "-g 4202", "group 4202: denied", [], id="setgid", marks=ROOT),
     pytest.param([116], [159], "-g 4202", "groups: denied", [], id="setgroups", marks=ROOT),
     pytest.param([161], [51], "-c /tmp", "'/tmp': denied", [], id="chroot", marks=ROOT),
-    pytest.param([94, 260], [54], "-U 4202", "owner of s: denied", [], id="lchown", marks=ROOT),
-    pytest.param([117], [147], "-u 4101", "user 4101: denied", ["s"], id="setresuid", marks=ROOT),
+    pytest.param([260], [54], "-U 4202", "owner or mode of s: denied", [], id="chown", marks=ROOT),
+    pytest.param(
+        [87, 260, 263],
+        [35, 54],
+        "-U 4202",
+        "owner or mode of s: denied",
+        ["s"],
+        id="chown, and then unlink",
+        marks=ROOT,
+    ),
+    pytest.param([105], [146], "-u 4101", "user 4101: denied", ["s"], id="setuid", marks=ROOT),
     pytest.param([50], [201], "", "listen on s: denied", [], id="listen"),
     pytest.param(
         [92, 93, 94, 260], [54, 55], "", "", ["s", "spawned"], id="chown-nobody-asked-for"
@@ -214,3 +224,14 @@ def test_a_forbidden_call_ends_the_start(
     assert sorted(os.listdir(work)) == left
     assert result.status == (0 if "spawned" in left else 255)
     assert named in result.err.decode().replace("Operation not permitted", "denied")
+
+
+@ROOT
+def test_a_user_is_found_by_the_bytes_of_its_name(work: Path) -> None:
+    harness.make_latin_1(work)
+    caller = accounts(work, env={"LC_ALL": "Latin-1", "LOCPATH": str(work)})
+    for name, line in ("passwd", b"\xfcser:x:4107:4207::/:\n"), ("group", b"of:x:4307:\xfcser\n"):
+        with (work / name).open("ab") as file:
+            file.write(line)
+    result = run("-s", "s", "-u", b"\xfcser", *SHOW, **caller)
+    assert ids(result.out) == [[4107] * 4, [4207] * 4, [4207, 4307]], result

@@ -8,6 +8,7 @@ import fcntl
 import os
 import re
 import stat
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -52,7 +53,7 @@ def bind(path: Path, kind: int = SOCK_STREAM) -> socket:
 
 @pytest.mark.parametrize(
     ("args", "host"),
-    [([], "0.0.0.0"), (["-a127.1"], "127.0.0.1"), (["-a192.0.2.1"], "192.0.2.1"),
+    [([], "0.0.0.0"), (["-a127.0.0.1"], "127.0.0.1"), (["-a192.0.2.1"], "192.0.2.1"),
      (["-a", "::1"], "::1"), (["-a", "::"], "::"), (["-a", "fe80::1%lo"], "fe80::1%lo")],
 )  # fmt: skip
 def test_an_address_is_bound_or_named_where_the_machine_has_it_not(
@@ -82,6 +83,26 @@ MODES = [
     (0o077, "-M0666", 0o666), (0o022, "-M2660", 0o660), (0o777, "-M 7777", 0o777),
     pytest.param(0o022, "-U 65534", 0o640, marks=pytest.mark.root),
 ]  # fmt: skip
+
+
+def set_default_acl(directory: Path, user: int, group: int, other: int) -> None:
+    """Give what is created in a directory at most these permissions, see acl(5)."""
+    tags = {0x01: user, 0x04: group, 0x20: other}
+    entries = [struct.pack("<HHI", tag, bits, 0xFFFFFFFF) for tag, bits in tags.items()]
+    os.setxattr(directory, "system.posix_acl_default", b"\2\0\0\0" + b"".join(entries))
+
+
+ACL = [("-M 0666", 0o666), ("-M 7777", 0o777), ("", 0o660)]
+ACL_ROOT = [pytest.param("-M 0606 -u 65534", 0o606, marks=pytest.mark.root)]
+
+
+@pytest.mark.parametrize(("line", "mode"), ACL + ACL_ROOT)
+def test_the_mode_is_the_same_where_a_default_acl_narrows_it(
+    line: str, mode: int, work: Path
+) -> None:
+    set_default_acl(work, 7, 5, 5)
+    assert run("-n", "-s", work / "s", *line.split(), *TRUE, umask=0o007).status == 0
+    assert stat.S_IMODE((work / "s").stat().st_mode) == mode
 
 
 @pytest.mark.parametrize(("umask", "line", "mode"), MODES, ids=str)

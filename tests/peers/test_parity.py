@@ -35,7 +35,7 @@ cp --parents /bin/sleep $(ldd /bin/sleep | grep -o '/[^ ]*') jail;"""
 NULL = f"{JAIL} mknod -m 666 jail/dev/null c 1 3;"
 EXEC = 'exec "$0" "$@"'
 LO = "ip link set lo up && ip addr add fe80::1/64 dev lo nodad"
-OLD, DIR, CLOSED = "printf older >pid; chmod 600 pid;", "mkdir dir;", "mkdir -m 0 dir;"
+OLD, DIR, CLOSED = "printf '42 42' >pid; chmod 600 pid;", "mkdir dir;", "mkdir -m 0 dir;"
 BYTES, NO_CHLD = "env N=\udcff\udcfe E= PHP_FCGI_CHILDREN=9 A==", "env --ignore-signal=CHLD"
 X107 = "x" * 107
 SPAWNED = "spawn-fcgi: child spawned successfully: PID: #{}\n"
@@ -97,10 +97,11 @@ TABLE: list[tuple[Any, ...]] = [
     ("too little", " | -- | -n | -p PORT | -s sock -- | APP | -f '/bin/sleep 60'", "", "255 0"),
     ("too much", "-p PORT -s sock -n APP | -s sock TCP", "", "255 0"),
     ("no address", "-a 192.0.2.1 TCP | -a 2001:db8::1 TCP | -a localhost TCP | -a '' TCP | "
-     "-a ' 127.0.0.1' TCP | -a [::1] TCP | -a 10.0.0.300 TCP", "", "255 0"),
+     "-a ' 127.0.0.1' TCP | -a [::1] TCP | -a 10.0.0.300 TCP | -a 127.1 TCP | -a 0 TCP | "
+     "-a 010.0.0.1 TCP | -a PORT TCP", "", "255 0"),
     ("no port", "-p 0 APP | -p '' APP | -p PORTx APP | -p x APP", "", "255 0"),
     ("no path", f"-s {X107}x APP | -s '' APP | -s none/sock APP | -P none/pid SOCK | -P '' SOCK | "
-     "-d none SOCK | -d '' -P pid SOCK | -c '' TCP | -c none SOCK | -c none -S SOCK", "", "255 0"),
+     "-d none SOCK | -d '' -P pid SOCK | -P pid -d none SOCK | -c '' TCP | -c none SOCK | -c none -S SOCK", "", "255 0"),
     ("taken", "TCP | -a 127.0.0.1 -n TCP", "busy;", "255 0"),
     ("in use", "SOCK | -n SOCK", "live;", "255 0"),
     ("a directory out of reach", "-u daemon -d dir -P pid SOCK", CLOSED, "255 0"),
@@ -122,8 +123,9 @@ TABLE: list[tuple[Any, ...]] = [
     ("what fails", "-s sock -- /bin/sleep -v | -f 'false; exit 4' -s sock", "", "1 0"),
     ("what the shell cannot find", "-f 'none 1' -s sock -P pid", "", "127 0"),
     ("what the shell cannot run", "-f ./locked -s sock -P pid", APPS, "126 0"),
-    ("no such file", "-s sock -P pid -- ./none | -n -s sock -- ./none | -s sock -- '' | "
-     "-s sock -- sleep 60 | -n -s sock -- '' | -s sock -- -- /bin/sleep 60", "", "2 0"),
+    ("no such file", "-s sock -P pid -- ./none | -n -s sock -- ./none | "
+     "-s sock -- sleep 60 | -s sock -- -- /bin/sleep 60", "", "2 0"),
+    ("tries to execute an empty name", "-s sock -- '' | -n -s sock -- ''", "", "2 0 sock=", "255 0"),
     ("no interpreter", "-d dir -p PORT -- dir/app 60 | -s sock -- ./broken", APPS, "2 0"),
     ("no shell in the root", "-c jail -f '/bin/sleep 60' -p PORT", NULL, "2 0"),
     ("no #! line", "-s sock -- ./bare | -n -p PORT -- ./bare", APPS, "8 0"),
@@ -133,10 +135,9 @@ TABLE: list[tuple[Any, ...]] = [
     ("1: spawns the dead", "-F 3 -s sock -- SH 'kill -9 $$' | -F 3 -s sock -- ./none", "",
      {"out": SPAWNED.format(0) + SPAWNED.format(1)}, {"out": ""}),
     ("2: empties the PID file", "-P pid -s none/x APP | -P pid -u no-one SOCK", OLD,
-     "255 0 pid:", "255 0 pid:older"),
-    *[("2: empties the PID file", line, f"{hold} {OLD}", f"255 0 pid:{s}", f"255 0 pid:older{s}")
-      for hold, line, s in (("live;", "-P pid SOCK", " sock="), ("busy;", "-P pid TCP", ""),
-                            ("", "-P pid -d none SOCK", " sock="))],
+     "255 0 pid:", "255 0 pid:42,42"),
+    *[("2: empties the PID file", line, f"{hold} {OLD}", f"255 0 pid:{s}", f"255 0 pid:42,42{s}")
+      for hold, line, s in (("live;", "-P pid SOCK", " sock="), ("busy;", "-P pid TCP", ""))],
     *[("3: deletes it", "SOCK", made, "0 1 sock=", f"255 0 sock{left}") for made, left in (
         ("echo mine >sock;", ":mine"), ("mkfifo sock;", "|"), ("ln -s no sock;", "@no"),
         ("dgram;", "="), (f"live; {USER}", "="))],
@@ -160,7 +161,7 @@ TABLE: list[tuple[Any, ...]] = [
     ("ignores SIGPIPE and SIGXFSZ", "-n SOCK", "trap '' PIPE XFSZ;",
      {"ignored": [{13, 25}]}, {"ignored": [set()]}),
     ("14: follows", "-P pid SOCK", "touch x; ln -s x pid;", "0 1 pid@x sock=", "255 0 pid@x"),
-    ("knows no 127.1", "-a 127.1 TCP", "", "255 0", "0 1"),
+    ("15: overwrites any file", "-P pid SOCK", "echo mine >pid;", "0 1 pid:#0 sock=", "255 0 pid:mine"),
     ("knows no %lo", "-a fe80::1%lo TCP", f"unshare -n sh -c '{LO} && {EXEC}'", "255 0", "0 1"),
     ("knows no --help", "--help", "", {"spoke": True}, {"spoke": False}),
     ("heeds POSIX", "/bin/sleep -s sock 60", "env POSIXLY_CORRECT=1", "255 0", "0 1 sock="),
