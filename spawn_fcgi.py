@@ -10,7 +10,7 @@ Options:
  -p <port>       TCP port to bind, 1 to 65535
  -s <path>       Unix domain socket to bind, at most 107 bytes
  -M <mode>       octal mode of the Unix socket (default: 0660 masked by the umask)
- -C <children>   set PHP_FCGI_CHILDREN for PHP; negative: leave it alone [default: -1]
+ -C <children>   set PHP_FCGI_CHILDREN for PHP; negative: do not set it [default: -1]
  -F <children>   number of children to fork (ignored with -n) [default: 1]
  -b <backlog>    listen backlog; negative: the kernel's maximum [default: 1024]
  -P <path>       file to write the PIDs to, one per line (ignored with -n)
@@ -58,7 +58,6 @@ FCGI_LISTENSOCK_FILENO = 0  # FastCGI specification, section 2.2
 INT_MIN, INT_MAX = -(2**31), 2**31 - 1
 MAX_ID = 2**32 - 2  # the next one, (uid_t)-1, means "leave it as it is" to chown(2)
 SOCKET_OF_ROOT = "neither the owner nor the group of the socket may be root"
-SOCKET_OF_ROOT = "neither the owner nor the group of the socket may be root"
 ROOT_ONLY = ("-c", "-S", "-u", "-g", "-U", "-G")
 CONTROL_CHARACTERS = {code: f"\\x{code:02x}" for code in (*range(32), 127)}
 SHELL_STATUS = {126: "not executable", 127: "command not found, or a shared library is missing"}
@@ -75,7 +74,7 @@ class Error(Exception):
 
 
 def attempt(what: str, function: Callable[..., Any], *args: Any) -> Any:
-    """Call a function unless its first argument is None; raise an OSError as "<what>: <reason>"."""
+    """Return function(*args), or None if the first is None; turn an OSError into an Error."""
     try:
         return None if args[0] is None else function(*args)
     except OSError as error:
@@ -95,10 +94,10 @@ def say(fd: int, text: str) -> None:
 
 
 def refuse(words: list[str]) -> NoReturn:
-    """Raise the Error for words that docopt refuses, naming the wrong one, as docopt does not."""
-    wrong, problem = 0, ""  # the next word may be a missing value, as in `-4p 9000`
+    """Raise Error for words that docopt refuses, and name the wrong one, which docopt does not."""
+    wrong, problem = 0, ""  # an option may be refused only with its value, as in `-4p 9000`
     for index, word in enumerate(words):
-        if problem or word.startswith("-"):  # the others are never wrong, and docopt is slow
+        if problem or word.startswith("-"):  # no other word can be wrong, and docopt is slow
             try:
                 docopt(__doc__, words[: index + 1], help=False)
                 problem = ""
@@ -114,7 +113,7 @@ def refuse(words: list[str]) -> NoReturn:
 
 
 def parse_argv(argv: list[str]) -> dict[str, Any]:
-    """Map options to their last values, flags to counts, and "argv" to that of the application."""
+    """Map options to their last values, flags to counts, and "argv" to the application's argv."""
     end = argv.index("--") if "--" in argv else len(argv)
     try:
         given = docopt(__doc__, argv[:end], help=False)
@@ -122,7 +121,7 @@ def parse_argv(argv: list[str]) -> dict[str, Any]:
         refuse(argv[:end])
     words = [] if given["<fcgiapp>"] is None else [given["<fcgiapp>"], *given["<arg>"]]
     for option, value in given.items():
-        if isinstance(value, list):  # all values: docopt accepts no repeated option otherwise
+        if isinstance(value, list):  # all values, because of "[options]...": the last one counts
             given[option] = value[-1] if value else None
     return {**given, "argv": words + argv[end + 1 :]}
 
@@ -149,7 +148,7 @@ def check_options(given: dict[str, Any]) -> Options:
     else:
         port = number("-p", given["-p"], 1, 65535)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        try:  # getaddrinfo(3) also takes 127.1 and 0. It gets bytes, as a str needs the idna codec.
+        try:  # getaddrinfo takes 127.1 and 0, inet_pton does not. A str would load the idna codec.
             socket.inet_pton(family, host.partition("%")[0])
             found = socket.getaddrinfo(host.encode(), port, family, flags=socket.AI_NUMERICHOST)
         except (OSError, UnicodeError):
@@ -162,7 +161,7 @@ def check_options(given: dict[str, Any]) -> Options:
     options.backlog = number("-b", given["-b"], INT_MIN, INT_MAX)
     options.children = number("-F", given["-F"], 1, INT_MAX)
     options.php_children = number("-C", given["-C"], INT_MIN, INT_MAX)
-    ignored = [option for option in ROOT_ONLY if given[option] not in (None, 0)]  # 0: no -S
+    ignored = [option for option in ROOT_ONLY if given[option] not in (None, 0)]  # 0: -S not given
     if os.getuid() != 0 and ignored:
         say(2, f"warning: not root, ignoring {' '.join(ignored)}")
         given.update(dict.fromkeys(ignored))
@@ -194,9 +193,9 @@ def find_user_group(user_option: str, user: Any, group_option: str, group: Any) 
 
 
 def lock_directory(path: str) -> int | None:
-    """Return an fd with flock(2) on the directory of a path, best effort: None, or not locked."""
+    """Try to lock the directory of a path; return its fd, or None if it cannot be opened."""
     fd = None
-    with suppress(OSError):  # the directory is not readable, or its file system has no locks
+    with suppress(OSError):  # it is not readable, or its file system has no locks
         fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
         for _ in range(200):  # about a second
             with suppress(BlockingIOError):
@@ -224,10 +223,10 @@ def clear_path(path: str) -> None:
 
 
 def set_owner(path: str, mode: int, owner: tuple[int, int], proc_fds: int | None) -> None:
-    """Set the owner of the socket, and its mode if a default ACL has narrowed it."""
+    """Set the owner of the socket and, if a default ACL has narrowed it, its mode."""
     how: dict[str, Any] = {"follow_symlinks": False}
     if proc_fds is not None and hasattr(os, "O_PATH"):
-        # Change the socket itself. The C tool changes what somebody may have put at its path.
+        # /proc/self/fd/N is the socket itself. The C tool changes whatever is at its path by now.
         fd = os.open(path, os.O_PATH | os.O_NOFOLLOW)
         found = os.fstat(fd)
         if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
@@ -240,7 +239,7 @@ def set_owner(path: str, mode: int, owner: tuple[int, int], proc_fds: int | None
 
 
 def bind_socket(options: Options, owner: tuple[int, int], proc_fds: Any, pid_fd: Any) -> None:
-    """Make a listening socket fd 0, and empty the PID file, or raise Error and leave no socket."""
+    """Make a listening socket fd 0, and only then empty the PID file; on Error, leave no socket."""
     path, mode, where = options.socket_path, options.socket_mode, options.where + options.in_root
     lock = attempt("cannot lock", lock_directory, path)
     attempt(f"cannot bind to {where}", clear_path, path)
@@ -251,22 +250,22 @@ def bind_socket(options: Options, owner: tuple[int, int], proc_fds: Any, pid_fd:
     os.umask(umask)
     try:
         attempt(f"cannot set owner or mode of {where}", set_owner, path, mode, owner, proc_fds)
-        backlog = INT_MAX if options.backlog < 0 else options.backlog  # Python takes -1 for 0
+        backlog = INT_MAX if options.backlog < 0 else options.backlog  # Python turns -1 into 0
         attempt(f"cannot listen on {where}", sock.listen, backlog)
+        attempt(f"cannot empty PID file '{options.pid_file}'", os.ftruncate, pid_fd, 0)
     except Error:
         sock.close()
-        with suppress(Error):  # the first one is what to report
-            attempt("cannot remove", clear_path, path)  # stale now; anything else there stays
+        with suppress(Error):  # the first error is the one to report
+            attempt("cannot remove", clear_path, path)  # it is closed, and so it is stale
         raise
     attempt("cannot unlock", os.close, lock)
-    attempt(f"cannot empty PID file '{options.pid_file}'", os.ftruncate, pid_fd, 0)
     os.dup2(sock.fileno(), FCGI_LISTENSOCK_FILENO)
     sock.close()
 
 
 def open_pid_file(path: str) -> int:
     """Return an fd of a PID file, created if there is none; raise OSError for any other file."""
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK  # for a FIFO
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
     fd = os.open(path, flags, 0o644)
     found, directory = os.fstat(fd), os.stat(os.path.dirname(path) or ".")
     if not stat.S_ISREG(found.st_mode):
@@ -284,9 +283,10 @@ def open_pid_file(path: str) -> int:
 def caller_environ() -> dict[bytes, bytes]:
     """Return the caller's environment as getenv(3) finds it, byte for byte."""
     environ = dict(os.environb)  # in the C locale, Python has changed LC_CTYPE (PEP 538)
-    with suppress(OSError), open("/proc/self/environ", "rb") as file:  # if it is there, and ours
+    with suppress(OSError), open("/proc/self/environ", "rb") as file:  # may be missing or closed
+        entries = file.read().split(b"\0")
         environ = {}
-        for entry in file.read().split(b"\0"):
+        for entry in entries:
             name, equals, value = entry.partition(b"=")
             if name and equals:
                 environ.setdefault(name, value)  # the first entry of a name counts
@@ -294,15 +294,15 @@ def caller_environ() -> dict[bytes, bytes]:
 
 
 def prepare_descriptors(options: Options) -> tuple[int, int | None]:
-    """Return fds of /dev/null and /proc/self/fd, or None; close others in children that fork."""
+    """Open /dev/null and, if possible, /proc/self/fd; unless -n, mark all fds close-on-exec."""
     null, proc_fds = 0, None
-    while null <= 2:  # fill what the caller closed, or the next file becomes its fd 1
+    while null <= 2:  # fill what the caller closed, or a file of ours becomes fd 0 to 2
         null = attempt("cannot open /dev/null", os.open, "/dev/null", os.O_RDWR)
-    with suppress(OSError):  # no /proc, or an interpreter with a capability
+    with suppress(OSError):  # no /proc, or Python has file capabilities
         proc_fds = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY)
     if proc_fds is not None and not options.no_fork:
         for fd in attempt("cannot list the open descriptors", os.listdir, proc_fds):
-            with suppress(OSError):  # listdir's own
+            with suppress(OSError):  # one of them was listdir's own
                 fcntl.fcntl(int(fd), fcntl.F_SETFD, fcntl.FD_CLOEXEC)
     return null, proc_fds
 
@@ -324,8 +324,8 @@ def raise_start_error(options: Options, error: OSError) -> NoReturn:
 
 
 def become_app(options: Options, environ: dict[bytes, bytes]) -> NoReturn:
-    """Become the application, see execve(2), or raise Error."""
-    for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # by CPython, and exec passes that on
+    """Reset what CPython ignores, and become the application, see execve(2), or raise Error."""
+    for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(ignored, signal.SIG_DFL)
     try:
         os.execve(options.program, options.argv, environ)
@@ -337,7 +337,7 @@ def become_app(options: Options, environ: dict[bytes, bytes]) -> NoReturn:
 def spawn_children(options: Options, popen: Any, how: dict[str, Any], pid_fd: int | None) -> int:
     """Start the children, wait, write the PID file, report; return the exit status."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if ignored, it hides how children end
-    program = options.program if "/" in options.program else f"./{options.program}"  # not in PATH
+    program = options.program if "/" in options.program else f"./{options.program}"  # skip PATH
     children: list[Any] = []
     failure = None
     try:
@@ -345,7 +345,7 @@ def spawn_children(options: Options, popen: Any, how: dict[str, Any], pid_fd: in
             children.append(popen(options.argv, executable=program, start_new_session=True, **how))
     except OSError as error:
         failure = error
-    time.sleep(0.1 if children else 0)  # for all of them; the C tool only watches the first
+    time.sleep(0.1 if children else 0)  # for all at once; the C tool only watches the first
     alive = [child.pid for child in children if child.poll() is None]
     if pid_fd is not None:
         try:
@@ -353,7 +353,8 @@ def spawn_children(options: Options, popen: Any, how: dict[str, Any], pid_fd: in
                 file.write("\n".join(map(str, alive)).encode())
         except OSError as error:
             say(2, f"cannot write PID file '{options.pid_file}': {error.strerror}")
-            os.ftruncate(pid_fd, 0)  # half a PID is that of another process
+            with suppress(OSError):
+                os.ftruncate(pid_fd, 0)  # half a PID would be the PID of another process
     for pid in alive:
         say(1, f"child spawned successfully: PID: {pid}")
     ended = [child.returncode for child in children if child.returncode is not None]
@@ -371,11 +372,11 @@ def spawn_children(options: Options, popen: Any, how: dict[str, Any], pid_fd: in
 
 def spawn(options: Options) -> int:
     """Start the application, in the order of this function; return the exit status."""
-    if not options.no_fork:  # which need not pay for it
-        from subprocess import Popen  # now, as a new root may contain no Python
+    if not options.no_fork:
+        from subprocess import Popen  # slow, so not for -n; later, a new root may have no Python
     uid, gid, user_name = find_user_group("-u", options.user, "-g", options.group)
     socket_ids = find_user_group("-U", options.socket_user, "-G", options.socket_group)
-    owner = (socket_ids[0] or uid or -1, socket_ids[1] or gid or -1)
+    owner = (socket_ids[0] or uid or -1, socket_ids[1] or gid or -1)  # -1: leave it, chown(2)
     if uid is not None and gid is None:
         say(2, f"warning: no user has the ID {uid}, and -g is not given: the group stays root's")
     null, proc_fds = prepare_descriptors(options)
@@ -409,7 +410,7 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends us as a signal, no traceback
     argv = sys.argv[1:] if argv is None else argv
     first = argv[0][:2] if argv else "-h"
-    words = [first] if first in ("-v", "-h", "-?") else argv  # whatever follows the letter
+    words = [first] if first in ("-v", "-h", "-?") else argv  # -version is -v
     try:
         require(os.getuid() == os.geteuid(), "will not run set-uid")
         require(os.getgid() == os.getegid() or os.getuid() == 0, "will not run set-gid")
