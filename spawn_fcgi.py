@@ -89,7 +89,7 @@ def require(condition: object, line: str) -> None:
 
 def say(fd: int, text: str) -> None:
     """Write one line; it makes no difference if the fd is closed, full or without a reader."""
-    with suppress(OSError):
+    with suppress(OSError, UnicodeError):
         os.write(fd, os.fsencode(f"spawn-fcgi: {text.translate(CONTROL_CHARACTERS)}\n"))
 
 
@@ -138,10 +138,10 @@ def number(option: str, text: str, low: int, high: int, base: int = 10) -> int:
 def check_options(given: dict[str, Any]) -> Options:
     """Check all that needs neither privilege nor a look-up, or raise Error."""
     argv, command, path, host = given["argv"], given["-f"], given["-s"], given["-a"]
-    require(argv[0] if argv else command is not None, "no FastCGI application given (see -h)")
+    require(argv[0] if argv else command, "no FastCGI application given (see spawn-fcgi -h)")
     options = Options(program=argv[0] if argv else "/bin/sh", in_root="")
     options.argv = argv or ["sh", "-c", f"exec {command}"]
-    require((path is None) != (given["-p"] is None), "give a socket with either -p or -s")
+    require((path is None) != (given["-p"] is None), "give the socket with -p or -s, not both")
     if path is not None:  # see sun_path in unix(7)
         require(1 <= len(os.fsencode(path)) <= 107, f"-s: not a path of 1 to 107 bytes: '{path}'")
         options.family, options.address, options.where = socket.AF_UNIX, path, path
@@ -219,7 +219,7 @@ def clear_path(path: str) -> None:
                 raise OSError(answer, os.strerror(answer))
         elif not stat.S_ISREG(found.st_mode) or found.st_size > 0:  # the C tool deletes it
             raise OSError(errno.EEXIST, "exists and is not a socket")
-        os.unlink(path)
+        attempt(f"cannot remove {path}", os.unlink, path)
 
 
 def set_owner(path: str, mode: int, owner: tuple[int, int], proc_fds: int | None) -> None:
@@ -311,16 +311,16 @@ def raise_start_error(options: Options, error: OSError) -> NoReturn:
     """Raise the Error of a failed fork(2), or of execve(2) with what its errno does not say."""
     if error.filename is None:  # Popen names the file if exec failed
         raise Error(f"fork failed: {error.strerror}", status=1)
-    program, line = options.program, f"exec failed: {options.program}: {error.strerror}"
+    line = f"exec failed: {options.program}: {error.strerror}{options.in_root}"
     if error.errno == errno.EACCES:
         line += f"; tried as user {options.user or os.getuid()}"
     if error.errno == errno.ENOEXEC:
         line += "; it does not begin with #!, or is for another machine"
-    if error.errno == errno.ENOENT and os.path.exists(program):
+    if error.errno == errno.ENOENT and os.path.exists(options.program):
         line += "; the file exists, but its interpreter does not"
-    if "/" not in program:
+    if "/" not in options.program:
         line += "; PATH is not searched: give the full path"
-    raise Error(line + options.in_root, status=error.errno or 255)
+    raise Error(line, status=error.errno or 255)
 
 
 def become_app(options: Options, environ: dict[bytes, bytes]) -> NoReturn:
@@ -378,7 +378,10 @@ def spawn(options: Options) -> int:
     socket_ids = find_user_group("-U", options.socket_user, "-G", options.socket_group)
     owner = (socket_ids[0] or uid or -1, socket_ids[1] or gid or -1)  # -1: leave it, chown(2)
     if uid is not None and gid is None:
-        say(2, f"warning: no user has the ID {uid}, and -g is not given: the group stays root's")
+        say(
+            2,
+            f"warning: no user has the ID {uid}, and there is no -g: the groups stay the caller's",
+        )
     null, proc_fds = prepare_descriptors(options)
     environ = caller_environ()
     if options.php_children >= 0:
@@ -392,7 +395,7 @@ def spawn(options: Options) -> int:
     attempt(f"cannot take the groups of {user_name}", os.initgroups, user_name, gid)
     if options.new_root is not None:
         attempt(f"cannot chroot to '{options.new_root}'", os.chroot, options.new_root)
-        os.chdir("/")
+        attempt("cannot chdir to the new root", os.chdir, "/")
         options.in_root = f" in the new root {options.new_root}"
     if not options.socket_before_root:
         bind_socket(options, owner, proc_fds, pid_fd)
