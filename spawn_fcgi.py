@@ -378,10 +378,7 @@ def spawn(options: Options) -> int:
     socket_ids = find_user_group("-U", options.socket_user, "-G", options.socket_group)
     owner = (socket_ids[0] or uid or -1, socket_ids[1] or gid or -1)  # -1: leave it, chown(2)
     if uid is not None and gid is None:
-        say(
-            2,
-            f"warning: no user has the ID {uid}, and there is no -g: the groups stay the caller's",
-        )
+        say(2, f"warning: no user has the ID {uid}, and -g is not given: no group is changed")
     null, proc_fds = prepare_descriptors(options)
     environ = caller_environ()
     if options.php_children >= 0:
