@@ -1,70 +1,65 @@
-PYTHON ?= python3
+# Also in the #! line of the command: so not what comes first in PATH, a shim or a virtual environment.
+PYTHON ?= $(or $(wildcard /usr/bin/python3),python3)
 PREFIX ?= /usr/local
 DOCOPT ?= docopt
 BIN = $(DESTDIR)$(PREFIX)/bin
 LIB = $(DESTDIR)$(PREFIX)/lib/spawn-fcgi
 MAN = $(DESTDIR)$(PREFIX)/share/man
-# Of this very interpreter: another one, or its next version, gets an environment of its own.
-VENV := .venv/$(DOCOPT)$(shell $(PYTHON) -c 'import sys; \
-  print(sys.base_prefix.replace("/", "-"), sys.version.split()[0], sep="-")' 2>/dev/null)
-PIP = PIP_ROOT_USER_ACTION=ignore $(VENV)/bin/python -m pip install -q --use-pep517
-PEERS = spawn-fcgi php-cgi php-fpm fcgiwrap libfcgi-perl uwsgi-core uwsgi-plugin-python3 multiwatch \
-  nginx-light lighttpd apache2 runit cron supervisor systemd iproute2 procps faketime curl \
-  adduser python3-docopt
-# Not the one of a virtual environment, which may go away.
-INTERPRETER := $(shell $(PYTHON) -c 'import os, sys; assert sys.version_info >= (3, 9); print( \
-  sys.executable if sys.prefix == sys.base_prefix else os.path.realpath(sys.executable))' 2>/dev/null)
-OWN = $(PREFIX)/lib/spawn-fcgi/docopt
-DOCOPT_DIR := $(or $(shell $(or $(INTERPRETER),false) -Ic 'import docopt, os; \
-  print(os.path.dirname(docopt.__file__.replace("/__init__.py", "")))' 2>/dev/null),$(OWN))
+VENV := .venv/$(shell echo "$(DOCOPT)$(PYTHON)" "$$("$(PYTHON)" -V 2>/dev/null)" | tr '/ <>=' '__lge')
+RUN = $(VENV)/bin/python -BWignore
+PIP = PIP_USER=0 PIP_REQUIRE_VIRTUALENV=0 PIP_ROOT_USER_ACTION=ignore $(1) -m pip install -q --use-pep517
+PEERS = spawn-fcgi php-cgi php-fpm fcgiwrap libfcgi-perl uwsgi-core uwsgi-plugin-python3 multiwatch adduser \
+  nginx-light lighttpd apache2 runit cron supervisor systemd iproute2 procps faketime curl python3-docopt
+LINT = '$(RUN) -m ruff check .' '$(RUN) -m ruff format --check .' 'shellcheck .ci/run' \
+  '$(RUN) -m mypy spawn_fcgi.py tests tests/app.fcgi' 'mandoc -Tlint -W style man/*'
+INTERPRETER := $(shell "$(PYTHON)" -Ec 'import sys; print(sys.executable)' 2>/dev/null)
+FOUND = $(shell "$(PYTHON)" -Ic 'import docopt; print(docopt.__file__.split("/__init__.")[0])' 2>/dev/null)
+FETCH = $(call PIP,"$(PYTHON)") -t '$(LIB).new' '$(DOCOPT)' || { echo '$(NO_DOCOPT)' >&2; false; }
+NO_DOCOPT = make: no docopt, and pip cannot fetch it: apt-get install python3-docopt
+export define CHECK
+from sys import executable as python, exit, version_info
+if version_info < (3, 9): exit("make: older than Python 3.9: PYTHON=" + python)
+if len(python.encode()) > 242 or set(" \t'\"") & set(python): exit("make: no #! line takes PYTHON=" + python)
+if not "$(PREFIX)".startswith("/"): exit("make: not a path that begins with /: PREFIX=$(PREFIX)")
+endef
 .PHONY: help demo test peers test-peers bench lint install uninstall clean
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /make \1	/p' Makefile | expand -t 18
-$(VENV)/ready:
-	$(PYTHON) -m venv --clear $(VENV)
-	$(PIP) $(DOCOPT) pytest && touch $@
-demo: $(VENV)/ready ## spawn the sample application and ask it (PORT=9000)
-	@$(VENV)/bin/python -W ignore tests/demo.py $(or $(PORT),9000)
-test: $(VENV)/ready ## run the tests that need nothing but Python
-	$(VENV)/bin/python -m pytest tests --ignore tests/peers
+$(VENV)/bin/pytest:
+	"$(PYTHON)" -m venv --clear $(VENV)
+	$(call PIP,$(RUN)) '$(DOCOPT)' pytest
+	chown -R "$$(ls -nd . | awk '{ print $$3 }')" .venv  # make clean has to work after sudo make test
+demo: $(VENV)/bin/pytest ## spawn the sample application and send it requests (PORT=9000)
+	@$(RUN) tests/demo.py $(or $(PORT),9000)
+test: $(VENV)/bin/pytest ## run the tests that need nothing but Python
+	$(RUN) -m pytest -p no:cacheprovider
 peers: ## install the programs that people spawn, and servers (Debian, as root)
 	DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends $(PEERS)
-test-peers: peers $(VENV)/ready ## run the tests with those, and beside the C tool (as root)
-	$(PIP) flup==1.0.3
-	$(VENV)/bin/python -m pytest tests/peers
-bench: $(VENV)/ready ## print what a start costs beside the C tool (TURNS=20)
-	@$(VENV)/bin/python -W ignore tests/bench.py $(or $(TURNS),20)
-lint: $(VENV)/ready ## let ruff, mypy, shellcheck and mandoc look at everything
-	$(PIP) mypy==2.4.1 ruff==0.17.6 types-docopt==0.6.11.20241107
-	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy spawn_fcgi.py tests tests/app.fcgi
-	shellcheck .ci/run && mandoc -Tlint -W style man/*
-
-install: ## install command and pages (PREFIX=/usr/local, DESTDIR=, PYTHON=python3)
-	@[ '$(INTERPRETER)' ] || { echo 'make: no Python 3.9 or later: $(PYTHON)' >&2; exit 1; }
-	@case '$(PREFIX)' in /*) ;; *) echo 'make: PREFIX has to begin with /' >&2; exit 1;; esac
-	@case '$(INTERPRETER)' in *' '*) echo 'make: no #! line takes $(INTERPRETER)' >&2; exit 1;; esac
-	@umask 022; for d in '$(BIN)' '$(LIB)' '$(MAN)/man1' '$(MAN)/man7'; do mkdir -p "$$d" || exit; done
-	@[ '$(DOCOPT_DIR)' != '$(OWN)' ] || [ -d '$(LIB)/docopt' ] || { umask 022; rm -rf '$(LIB)/new'; \
-	  $(INTERPRETER) -m pip install -qt '$(LIB)/new' --no-deps docopt 2>/dev/null && mv '$(LIB)/new' '$(LIB)/docopt'; } \
-	  || { echo 'make: no docopt, and pip cannot fetch it: apt-get install python3-docopt' >&2; exit 1; }
-	@install -m 644 spawn_fcgi.py '$(LIB)/new.py' && mv -f '$(LIB)/new.py' '$(LIB)/spawn_fcgi.py'
-	@umask 022; $(INTERPRETER) -W ignore -m compileall -qf -s '$(DESTDIR)' '$(LIB)'
-	@printf '%s\n' '#!$(INTERPRETER) -IS' 'import sys' \
-	  'sys.excepthook = lambda kind, *_: kind is KeyboardInterrupt or sys.__excepthook__(kind, *_)' \
-	  'import signal  # Ctrl-C meanwhile ends it quietly, and from here on as a signal does' \
-	  'if signal.getsignal(signal.SIGINT) is signal.default_int_handler:' \
-	  '    signal.signal(signal.SIGINT, signal.SIG_DFL)' 'import os, warnings' \
-	  'warnings.simplefilter("ignore")  # of docopt, which a new Python may have to compile' \
-	  'sys.path += ["$(PREFIX)/lib/spawn-fcgi", "$(DOCOPT_DIR)"]' \
-	  'from spawn_fcgi import main' 'os._exit(main())  # without tidying up, for some ms' >'$(BIN)/.spawn-fcgi'
-	@chmod 755 '$(BIN)/.spawn-fcgi' && mv -f '$(BIN)/.spawn-fcgi' '$(BIN)/spawn-fcgi'
-	@for page in man/*; do install -m 644 $$page '$(MAN)'/man$${page##*.}; done
-	@[ '$(DOCOPT_DIR)' = '$(OWN)' ] || rm -rf '$(LIB)/docopt'
-	@d='$(INTERPRETER)'; while d=$${d%/*}; [ "$$d" ]; do case $$(stat -Lc %A "$$d") in *[xt]) ;; \
-	  *) echo "warning: $$d keeps other users from $(INTERPRETER)" >&2;; esac; done
-	@echo 'installed $(BIN)/spawn-fcgi for $(INTERPRETER), $(LIB), and two pages in $(MAN)'
+test-peers: peers $(VENV)/bin/pytest ## run the tests with those, and beside the C tool (as root)
+	$(call PIP,$(RUN)) flup==1.0.3 && $(RUN) -m pytest -p no:cacheprovider tests/peers
+bench: $(VENV)/bin/pytest ## compare the time of a start with that of the C tool (TURNS=20)
+	@$(RUN) tests/bench.py $(or $(TURNS),20)
+lint: $(VENV)/bin/pytest ## check everything with ruff, mypy, shellcheck and mandoc
+	$(call PIP,$(RUN)) mypy==2.4.1 ruff==0.17.6 types-docopt==0.6.11.20241107
+	@status=0; for check in $(LINT); do $$check || { echo "failed: $$check"; status=1; }; done; exit $$status
+install: ## install the command and its pages (PREFIX=/usr/local, DESTDIR=, PYTHON=/usr/bin/python3)
+	@"$(PYTHON)" -Ec "$$CHECK"
+	umask 022 && mkdir -p '$(BIN)' '$(LIB)' '$(MAN)/man1' '$(MAN)/man7'
+	rm -rf '$(LIB).new' '$(LIB).old' && mkdir '$(LIB).new'
+	$(if $(FOUND),cp -RL '$(FOUND)' '$(LIB).new',$(FETCH))
+	install -m 644 spawn_fcgi.py '$(LIB).new'
+	"$(PYTHON)" -IWignore -m compileall -q -s '$(LIB).new' '$(LIB).new'
+	chmod -R u=rwX,go=rX '$(LIB).new'
+	printf '%s\n' '#!$(INTERPRETER) -ISWignore' 'import os, sys' 'sys.path.append("$(PREFIX)/lib/spawn-fcgi")' \
+	  'from spawn_fcgi import main' 'os._exit(main())' >'$(BIN)/spawn-fcgi.new'
+	chmod 755 '$(BIN)/spawn-fcgi.new'
+	install -m 644 man/spawn-fcgi.1 '$(MAN)/man1'
+	install -m 644 man/spawn-fcgi-recipes.7 '$(MAN)/man7'
+	mv '$(LIB)' '$(LIB).old' && mv '$(LIB).new' '$(LIB)'
+	mv '$(BIN)/spawn-fcgi.new' '$(BIN)/spawn-fcgi'
+	rm -rf '$(LIB).old'
 uninstall: ## remove what install wrote
 	rm -rf '$(BIN)/spawn-fcgi' '$(LIB)' '$(MAN)/man1/spawn-fcgi.1' '$(MAN)/man7/spawn-fcgi-recipes.7'
+	rm -rf '$(BIN)/spawn-fcgi.new' '$(LIB).new' '$(LIB).old' # left by an install that failed
 clean: ## remove what the other targets made here
 	rm -rf .venv build dist __pycache__ tests/__pycache__ tests/peers/__pycache__ .*_cache

@@ -17,8 +17,8 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
+import venv
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, Union
@@ -37,17 +37,28 @@ PR_SET_CHILD_SUBREAPER = 36
 program: list[str] = shlex.split(os.environ.get("SPAWN_FCGI", ""))  # set by conftest if empty
 
 
-def install(directory: pathlib.Path, python: str = sys.executable, **variables: Any) -> str:
-    """Run `make install` into directory/prefix, with this run's docopt; return the command."""
+def interpreter(directory: pathlib.Path, **settings: bool) -> pathlib.Path:
+    """Make directory/python, with this run's docopt, for every user; return its site-packages."""
+    umask = os.umask(0o022)
+    venv.create(directory / "python", symlinks=True, **settings)
+    [packages] = (directory / "python/lib").glob("python*/site-packages")
     module = pathlib.Path(docopt.__file__)
-    package = module.parent if module.name == "__init__.py" else module
-    (directory / "docopt").mkdir()
-    copy = shutil.copytree if package.is_dir() else shutil.copy
-    copy(package, directory / "docopt" / package.name)  # ours may be out of other users' reach
-    variables = {"PREFIX": directory / "prefix", "DOCOPT_DIR": directory / "docopt", **variables}
-    settings = [f"{name}={value}" for name, value in {"PYTHON": python, **variables}.items()]
+    files, target = [module], packages
+    if module.name == "__init__.py":  # docopt-ng is a package
+        files, target = [*module.parent.glob("*.py")], packages / "docopt"
+        target.mkdir()
+    for file in files:
+        shutil.copyfile(file, target / file.name)
+    os.umask(umask)
+    return packages
+
+
+def install(directory: pathlib.Path) -> str:
+    """Run `make install` into directory/prefix, with a Python made there; return the command."""
+    interpreter(directory)
+    settings = [f"PYTHON={directory}/python/bin/python3", f"PREFIX={directory}/prefix"]
     command = ["make", "-s", "-C", str(ROOT), "install", *settings]
-    subprocess.run(command, check=True, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    subprocess.run(command, check=True, env=ENVIRONMENT)
     return str(directory / "prefix/bin/spawn-fcgi")
 
 

@@ -1,130 +1,377 @@
-"""`make install`: what it writes, and that a start from it needs nothing else; no network is asked.
+"""`make install`: what it writes runs for everybody, and nothing that happens elsewhere breaks it.
 
-Where there is no docopt, pip takes it from a folder of the test's own.
+Each test makes an interpreter of its own, with a docopt of its own, and tells `make` nothing but
+PYTHON=, PREFIX= and DESTDIR=. No network is needed: where there is no docopt, pip gets a wheel.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
-import pathlib
 import shutil
 import subprocess
-import sys
 import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import docopt
 import harness
+import pip
 import pytest
 from harness import ROOT, as_user
 
-BIN = "prefix/bin/spawn-fcgi"
+VERSION = b"spawn-fcgi v1.0.0 - starts FastCGI applications\n"
+PAGES = {"share/man/man1/spawn-fcgi.1", "share/man/man7/spawn-fcgi-recipes.7"}
+LOUD = 'import os; os.write(2, b"loaded")\n'
+# Every Python warns of it, but only when it compiles it, as newer ones do of docopt itself.
+WARNED_OF = '\n"" is ""\n'
+FAILS = "#!/bin/sh\nexit 1\n"
+AS_ON_A_FULL_DISK = '#!/bin/sh\nulimit -f 8\nexec "/usr/bin/${0##*/}" "$@"\n'
 
 
-def make(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run make in the checkout, where pip can reach no registry."""
-    environment = {**harness.ENVIRONMENT, "PIP_NO_INDEX": "1", "HOME": "/nonexistent", **env}
-    command = ["make", "-s", "-C", str(ROOT), *words]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+def make(
+    target: str, work: Path, root: Path = ROOT, env: Any = harness.ENVIRONMENT, **more: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run make with the interpreter and the prefix of a test; keywords in capitals are make's."""
+    settings = {"PYTHON": work / "python/bin/python3", "PREFIX": work / "prefix"}
+    settings |= {name: more.pop(name) for name in [*more] if name.isupper()}
+    command = ["make", "-s", "-C", str(root), target, *map("=".join, strings(settings).items())]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False, **more)
 
 
-def version(command: pathlib.Path | str) -> tuple[int, bytes]:
-    """Return status and stderr of a start by another user, with an empty environment, as cron's."""
+def strings(values: dict[str, Any]) -> dict[str, str]:
+    """Return the same with values of type str."""
+    return {name: str(value) for name, value in values.items()}
+
+
+def install(work: Path, **more: Any) -> Path:
+    """Run make install, which has to be silent; return the command."""
+    done = make("install", work, **more)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    return Path(more.get("PREFIX", work / "prefix"), "bin/spawn-fcgi")
+
+
+def start(*command: Path, **more: Any) -> tuple[int, bytes, bytes]:
+    """Return status, stdout and stderr of a start, by default with the empty environment of cron."""
     done = subprocess.run(
-        [command, "-v"], env={}, cwd="/", capture_output=True, check=False, **as_user()
+        [*command, "-v"], **{"env": {}, "cwd": "/", "capture_output": True, "check": False, **more}
     )
-    assert done.stdout.startswith(b"spawn-fcgi v") or done.returncode != 0
-    return done.returncode, done.stderr
+    return done.returncode, done.stdout, done.stderr
 
 
-def own_docopt(work: pathlib.Path) -> tuple[list[str], dict[str, str]]:
-    """Return what makes make fetch docopt with the pip of this run, and where pip finds it."""
+def remove_docopt(packages: Path) -> None:
+    """Remove docopt from an interpreter's site-packages."""
+    shutil.rmtree(packages / "docopt", ignore_errors=True)
+    (packages / "docopt.py").unlink(missing_ok=True)
+
+
+def files(directory: Path) -> dict[str, tuple[int, int, bytes]]:
+    """Return inode, time and content of all files, by their paths below a directory."""
+    found = {}
+    for path in directory.rglob("*"):
+        if path.is_file():
+            seen = path.stat()
+            found[str(path.relative_to(directory))] = (
+                seen.st_ino,
+                seen.st_mtime_ns,
+                path.read_bytes(),
+            )
+    return found
+
+
+def copy_checkout(work: Path) -> Path:
+    """Return a copy of what make install needs, in a directory with a blank in its name."""
+    shutil.copytree(ROOT / "man", work / "a checkout/man")
+    for name in ("Makefile", "spawn_fcgi.py"):
+        shutil.copy(ROOT / name, work / "a checkout")
+    return work / "a checkout"
+
+
+def as_it_is(packages: Path) -> None:
+    """Leave docopt as this run has it."""
+
+
+def as_a_folder(packages: Path) -> None:
+    """Make docopt a package of two modules, as docopt-ng is."""
+    if (packages / "docopt.py").exists():
+        (packages / "docopt").mkdir(mode=0o755)
+        (packages / "docopt.py").rename(packages / "docopt/inner.py")
+        (packages / "docopt/__init__.py").write_text("from .inner import DocoptExit, docopt\n")
+
+
+def as_links(packages: Path) -> None:
+    """Make docopt a symbolic link, as some package managers do."""
+    [name] = [path.name for path in packages.glob("docopt*")]
+    (packages / name).rename(packages / "elsewhere")
+    (packages / name).symlink_to(packages / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("arrange", "prefix", "umask"),
+    [
+        pytest.param(as_it_is, "prefix", 0o022, id="docopt_as_it_is"),
+        pytest.param(as_a_folder, "prefix", 0o022, id="docopt_is_a_folder"),
+        pytest.param(as_links, "prefix", 0o022, id="docopt_is_a_link"),
+        pytest.param(as_it_is, "a prefix", 0o022, id="PREFIX_has_a_blank"),
+        pytest.param(as_it_is, "prefix", 0o077, id="the_umask_is_077"),
+    ],
+)
+def test_every_user_can_run_it_once_docopt_is_gone(
+    arrange: Callable[[Path], None], prefix: str, umask: int, work: Path
+) -> None:
+    packages = harness.interpreter(work)
+    arrange(packages)
+    command = install(work, PREFIX=work / prefix, umask=umask)
+    remove_docopt(packages)
+    (packages / "elsewhere").rename(work / "away") if arrange is as_links else None
+    assert start(command, **as_user()) == (0, VERSION, b"")
+    paths = [work / prefix, *(work / prefix).rglob("*")]
+    assert [path for path in paths if not path.stat().st_mode & 0o004] == []
+    installed = {name for name in files(work / prefix) if name.startswith("share/")}
+    assert installed == PAGES
+
+
+def test_an_ordinary_user_installs_from_a_checkout_that_is_not_his(work: Path) -> None:
+    harness.interpreter(work)
+    checkout = copy_checkout(work)
+    (work / "prefix").mkdir(mode=0o777)
+    (work / "prefix").chmod(0o777)
+    before = files(checkout)
+    command = install(work, root=checkout, env={}, **as_user())
+    assert start(command, **as_user()) == (0, VERSION, b"")
+    assert files(checkout) == before
+
+
+def test_what_is_staged_for_a_package_does_not_name_the_stage(work: Path) -> None:
+    harness.interpreter(work)
+    install(work, PREFIX="/opt/sf", DESTDIR=work / "stage")
+    staged = files(work / "stage/opt/sf")
+    assert {"bin/spawn-fcgi", "lib/spawn-fcgi/spawn_fcgi.py", *PAGES} < {*staged}
+    assert [name for name in staged if os.fsencode(work / "stage") in staged[name][2]] == []
+    assert make("uninstall", work, PREFIX="/opt/sf", DESTDIR=work / "stage").returncode == 0
+    assert files(work / "stage") == {}
+
+
+def test_everything_is_compiled_so_that_a_start_writes_nothing(work: Path) -> None:
+    harness.interpreter(work)
+    command = install(work)
+    before = files(work / "prefix")
+    for source in (name for name in before if name.endswith(".py")):
+        assert importlib.util.cache_from_source(source) in before
+    assert start(command) == (0, VERSION, b"")
+    assert files(work / "prefix") == before
+
+
+def test_a_new_python_recompiles_silently(work: Path) -> None:
+    packages = harness.interpreter(work)
+    as_a_folder(packages)
+    with (packages / "docopt/__init__.py").open("a") as file:
+        file.write(WARNED_OF)
+    command = install(work)
+    for cache in [*(work / "prefix").rglob("__pycache__")]:
+        shutil.rmtree(cache)
+    assert start(command) == (0, VERSION, b"")
+
+
+@pytest.mark.parametrize(
+    ("place", "variable", "value"),
+    [
+        pytest.param("evil", "PYTHONPATH", "{work}/evil", id="PYTHONPATH"),
+        pytest.param("evil", "PYTHONPATH", ":", id="the_current_directory"),
+        pytest.param("evil", "PYTHONHOME", "{work}/evil", id="PYTHONHOME"),
+        pytest.param("evil", "PYTHONVERBOSE", "1", id="PYTHONVERBOSE"),
+        pytest.param("evil/.local/{packages}", "HOME", "{work}/evil", id="HOME"),
+        pytest.param("evil/{packages}", "PYTHONUSERBASE", "{work}/evil", id="PYTHONUSERBASE"),
+        pytest.param("prefix/bin", "X", "", id="the_directory_of_the_command"),
+        pytest.param("python/{packages}", "X", "", id="site-packages"),
+    ],
+)
+def test_nobody_elses_code_gets_in_by(place: str, variable: str, value: str, work: Path) -> None:
+    packages = harness.interpreter(work, system_site_packages=True)  # otherwise HOME is not heeded
+    command = install(work)
+    directory = work / place.format(packages=packages.relative_to(work / "python"))
+    directory.mkdir(parents=True, exist_ok=True)
+    for module in ("docopt", "spawn_fcgi", "socket", "sitecustomize", "usercustomize"):
+        (directory / f"{module}.py").write_text(LOUD)
+    how: dict[str, Any] = {"cwd": work / "evil" if place == "evil" else "/"}
+    how["env"] = {variable: value.format(work=work)}
+    assert start(work / "python/bin/python3", command, **how) != (0, VERSION, b""), "no trap"
+    assert start(command, **how) == (0, VERSION, b"")
+
+
+def test_a_shim_or_a_virtual_environment_in_PATH_is_not_asked(work: Path) -> None:
+    (work / "bin").mkdir()
+    for name in ("python3", "python"):
+        (work / "bin" / name).write_text(LOUD.replace("import os;", "#!/bin/sh\necho >&2"))
+        (work / "bin" / name).chmod(0o755)
+    path = {"PATH": f"{work}/bin:{harness.PATH}"}
+    command = ["make", "-C", str(ROOT), "-n", "install", "test", "lint", f"PREFIX={work}/prefix"]
+    done = subprocess.run(command, env=path, capture_output=True, text=True, check=True)
+    assert "#!/usr/bin/python3 -ISWignore" in done.stdout
+    assert done.stderr == ""
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], *named: str) -> None:
+    """Assert that make failed, with one line for each of these, and its own."""
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("make: ***")]
+    assert done.returncode != 0
+    assert [text in line for text, line in zip(named, lines)] == [True] * len(lines), done.stderr
+    assert len(lines) == len(named), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "named"),
+    [
+        pytest.param("PYTHON", "/no/python3", "/no/python3: not found", id="no_interpreter"),
+        pytest.param("PYTHON", "{work}/old/python/bin/python3", "older than", id="one_before_3.9"),
+        pytest.param("PYTHON", "{work}/a b/python/bin/python3", "/a b/", id="a_blank_in_its_path"),
+        pytest.param(
+            "PYTHON", "{work}/it's/python/bin/python3", "/it's/", id="a_quote_in_its_path"
+        ),
+        pytest.param("PREFIX", "here", "PREFIX=here", id="a_relative_PREFIX"),
+        pytest.param("PREFIX", "/dev/null", "/dev/null", id="a_PREFIX_that_cannot_be_made"),
+    ],
+)
+def test_one_line_refuses(setting: str, value: str, named: str, work: Path) -> None:
+    packages = harness.interpreter(work)
+    for name in ("a b", "it's"):
+        (work / name).symlink_to(work)
+    old = harness.interpreter(work / "old")
+    (old / "sitecustomize.py").write_text("import sys; sys.version_info = (3, 8, 20)")
+    command = install(work)
+    remove_docopt(packages)
+    before = files(work / "prefix")
+    assert_refused(make("install", work, **{setting: value.format(work=work)}), named)
+    assert files(work / "prefix") == before
+    assert start(command) == (0, VERSION, b"")
+
+
+def test_a_first_line_has_at_most_255_bytes(work: Path) -> None:
+    harness.interpreter(work)
+    shortest = len(f"#!{work}//python/bin/python3 -ISWignore")
+    for length in (255, 256):
+        (work / ("x" * (length - shortest))).symlink_to(work)
+    pythons = [work / ("x" * (length - shortest)) / "python/bin/python3" for length in (255, 256)]
+    command = install(work, PYTHON=pythons[0])
+    assert start(command) == (0, VERSION, b"")
+    assert_refused(make("install", work, PYTHON=pythons[1]), "no #! line takes")
+
+
+@pytest.mark.parametrize(
+    ("broken", "content"),
+    [
+        pytest.param("spawn_fcgi.py", "def", id="the_script_does_not_compile"),
+        pytest.param("man/spawn-fcgi-recipes.7", None, id="a_page_is_missing"),
+        pytest.param("bin/cp", AS_ON_A_FULL_DISK, id="docopt_does_not_fit_on_the_disk"),
+        pytest.param("bin/install", AS_ON_A_FULL_DISK, id="the_script_does_not_fit_on_the_disk"),
+        pytest.param("bin/chmod", FAILS, id="chmod_fails"),
+        pytest.param("bin/mv", FAILS, id="mv_fails"),
+    ],
+)
+def test_an_install_that_fails_leaves_the_old_command(
+    broken: str, content: str | None, work: Path
+) -> None:
+    harness.interpreter(work)
+    checkout = copy_checkout(work)
+    command = install(work, root=checkout)
+    installed = files(work / "prefix")
+    (checkout / "bin").mkdir()
+    path = {"PATH": f"{checkout}/bin:{harness.PATH}"}
+    if content is None:
+        (checkout / broken).unlink()
+    else:
+        (checkout / broken).write_text(content)
+        (checkout / broken).chmod(0o755)
+    assert make("install", work, root=checkout, env=path).returncode != 0
+    assert start(command) == (0, VERSION, b"")
+    now = files(work / "prefix")
+    assert {name: now[name] for name in installed if name not in PAGES} == {
+        name: installed[name] for name in installed if name not in PAGES
+    }
+    install(work)
+    assert {*files(work / "prefix")} == {*installed}, "what a failed install left is gone"
+
+
+def test_a_running_start_keeps_its_files_while_they_are_replaced(work: Path) -> None:
+    harness.interpreter(work)
+    install(work)
+    paths = [path for path in (work / "prefix").rglob("*") if path.suffix in ("", ".py", ".pyc")]
+    old = [path.open("rb") for path in paths if path.is_file()]
+    (work / "prefix/lib/spawn-fcgi/of_an_older_version.py").touch()
+    install(work)
+    assert [file.name for file in old if os.fstat(file.fileno()).st_nlink > 0] == []
+    assert not (work / "prefix/lib/spawn-fcgi/of_an_older_version.py").exists()
+
+
+def no_docopt(work: Path) -> dict[str, str]:
+    """Take docopt from the interpreter; return the environment in which its pip can fetch it."""
+    packages = harness.interpreter(work)
+    [found] = packages.glob("docopt*")
     (work / "wheels").mkdir()
-    module = pathlib.Path(docopt.__file__)
     with zipfile.ZipFile(work / "wheels/docopt-0.6.2-py3-none-any.whl", "w") as wheel:
-        for file in module.parent.glob("*.py") if module.name == "__init__.py" else [module]:
-            wheel.write(file, f"docopt/{file.name}" if module.name == "__init__.py" else file.name)
+        for path in [found, *found.glob("*.py")]:
+            wheel.write(path, path.relative_to(packages))
         info = {"METADATA": "Metadata-Version: 2.1\nName: docopt\nVersion: 0.6.2\n", "RECORD": ""}
         info |= {"WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"}
-        for name, text in info.items():
+        for name, text in {**info, "LICENSE-MIT": "MIT"}.items():
             wheel.writestr(f"docopt-0.6.2.dist-info/{name}", text)
-    own = f"{work}/prefix/lib/spawn-fcgi/docopt"
-    settings = [f"PREFIX={work}/prefix", f"INTERPRETER={sys.executable}", f"DOCOPT_DIR={own}"]
-    return settings, {"PIP_FIND_LINKS": str(work / "wheels")}
+    remove_docopt(packages)
+    (packages / "pip").symlink_to(Path(pip.__file__).parent)
+    # To pip it is not a virtual environment's.
+    (packages / "sitecustomize.py").write_text("import sys; sys.base_prefix = sys.prefix")
+    (work / "pip.conf").write_text("[global]\nuser = true\nrequire-virtualenv = true\n")
+    return {**harness.ENVIRONMENT, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(work / "wheels")}
 
 
-@pytest.mark.parametrize("prefix", ["prefix", "a prefix"])
-def test_it_runs_for_every_user_and_goes_again(prefix: str, work: pathlib.Path) -> None:
-    command = harness.install(work, PREFIX=work / prefix).replace(BIN, f"{prefix}/bin/spawn-fcgi")
-    assert version(command) == (0, b"")
-    assert sorted(path.name for path in (work / prefix).rglob("spawn-fcgi*.[17]")) == [
-        "spawn-fcgi-recipes.7",
-        "spawn-fcgi.1",
-    ]
-    assert make("uninstall", f"PREFIX={work / prefix}").returncode == 0
-    assert [path for path in (work / prefix).rglob("*") if not path.is_dir()] == []
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        pytest.param("X", "", id="without_settings"),
+        pytest.param("PIP_USER", "1", id="although_PIP_USER_is_set"),
+        pytest.param("PIP_REQUIRE_VIRTUALENV", "1", id="although_PIP_REQUIRE_VIRTUALENV_is_set"),
+        pytest.param("PIP_CONFIG_FILE", "{work}/pip.conf", id="although_both_are_in_its_file"),
+    ],
+)
+def test_pip_fetches_docopt_with_its_licence(variable: str, value: str, work: Path) -> None:
+    env = {**no_docopt(work), variable: value.format(work=work)}
+    done = make("install", work, env=env, umask=0o077)
+    assert done.returncode == 0, done.stderr
+    shutil.rmtree(work / "wheels")
+    assert start(work / "prefix/bin/spawn-fcgi", **as_user()) == (0, VERSION, b"")
+    assert (work / "prefix/lib/spawn-fcgi/docopt-0.6.2.dist-info/LICENSE-MIT").exists()
 
 
-def test_what_is_staged_for_a_package_names_no_place_of_the_staging(work: pathlib.Path) -> None:
-    harness.install(work, PREFIX="/opt/sf", DESTDIR=work / "stage")
-    files = [path for path in (work / "stage/opt/sf").rglob("*") if path.is_file()]
-    assert {"spawn-fcgi", "spawn_fcgi.py"} < {path.name for path in files}
-    assert [path for path in files if os.fsencode(work / "stage") in path.read_bytes()] == []
+def test_where_pip_cannot_fetch_docopt_its_reason_and_a_way_out_are_told(work: Path) -> None:
+    env = no_docopt(work)
+    command = install(work, env=env)
+    for wheel in (work / "wheels").iterdir():
+        wheel.unlink()
+    before = files(work / "prefix")
+    no_match = ("ERROR: Could not find", "ERROR: No matching", "apt-get install python3-docopt")
+    assert_refused(make("install", work, env=env), *no_match)
+    [link] = (work / "python/lib").glob("python*/site-packages/pip")
+    link.unlink()
+    no_pip = ("No module named pip", "apt-get install python3-docopt")
+    assert_refused(make("install", work, env=env), *no_pip)
+    assert files(work / "prefix") == before
+    assert start(command) == (0, VERSION, b"")
 
 
-def test_docopt_is_fetched_beside_the_library_only_where_there_is_none(work: pathlib.Path) -> None:
-    settings, env = own_docopt(work)
-    done = make("install", *settings, **env)
-    assert (done.returncode, done.stderr.count("\n")) in [(0, 0), (0, 1)], done  # 1: a warning
-    own = work / "prefix/lib/spawn-fcgi/docopt"
-    assert (own / "docopt-0.6.2.dist-info").is_dir()
-    for cache in [*own.rglob("__pycache__")]:  # as after the machine's Python has moved on
-        shutil.rmtree(cache)
-    assert subprocess.run([work / BIN, "-v"], capture_output=True, check=True).stderr == b""
-    (work / "empty").mkdir()
-    again = make("install", *settings, PIP_FIND_LINKS=str(work / "empty"))
-    assert again.returncode == 0, "what is there is not fetched again"
-    harness.install(work)
-    assert not own.exists(), "the interpreter has it now"
-    assert version(work / BIN) == (0, b"")
+def test_uninstall_leaves_nothing_but_what_is_not_ours(work: Path) -> None:
+    harness.interpreter(work)
+    install(work)
+    for name in (
+        "bin/spawn-fcgi.new",
+        "lib/spawn-fcgi.new",
+        "lib/spawn-fcgi.old",
+        "bin/spawn-fcgi-php",
+    ):
+        (work / "prefix" / name).touch()
+    assert make("uninstall", work).returncode == 0
+    assert {*files(work / "prefix")} == {"bin/spawn-fcgi-php"}
 
 
-NO_DOCOPT = [f"INTERPRETER={sys.executable}", "DOCOPT_DIR={work}/prefix/lib/spawn-fcgi/docopt"]
-
-
-def test_an_install_that_fails_says_why_and_leaves_the_old_command(work: pathlib.Path) -> None:
-    harness.install(work)
-    before = {path: path.lstat() for path in (work / "prefix").rglob("*") if path.is_file()}
-    for name, settings, named in [
-        ("no Python", ["PYTHON=/no/python"], "/no/python"),
-        ("a Python that fails", ["PYTHON=/bin/false"], "/bin/false"),
-        ("a Python with a blank", ["PYTHON=/a b/python3"], "/a b/python3"),
-        ("no #! line takes a blank", ["INTERPRETER=/a b/python3"], "/a b/python3"),
-        ("a relative prefix", ["PREFIX=here"], "PREFIX"),
-        ("a prefix that cannot be made", ["PREFIX=/dev/null"], "/dev/null"),
-        ("no docopt to be had", NO_DOCOPT, "python3-docopt"),
-    ]:
-        done = make("install", f"PREFIX={work}/prefix", *(s.format(work=work) for s in settings))
-        lines = [
-            line for line in done.stderr.splitlines() if line.startswith(("make: ", "mkdir: "))
-        ]
-        assert done.returncode != 0, name
-        assert named in lines[0], (name, done)
-        assert [line for line in lines[1:] if not line.startswith("make: ***")] == [], name
-        found = {path: path.lstat() for path in (work / "prefix").rglob("*") if path.is_file()}
-        assert found == before, name
-    assert version(work / BIN) == (0, b"")
-
-
-def test_a_python_that_others_may_not_execute_gets_a_warning(work: pathlib.Path) -> None:
-    (work / "closed").mkdir(mode=0o700)
-    (work / "closed/python3").symlink_to(sys.executable)
-    done = make(
-        "install", f"PREFIX={work}/prefix", f"INTERPRETER={work}/closed/python3", "DOCOPT_DIR=/"
-    )
-    assert (done.returncode, done.stderr.count("\n")) == (0, 1)
-    assert f"{work}/closed" in done.stderr
-
-
-def test_make_help_names_every_target() -> None:
+def test_make_help_names_every_target(work: Path) -> None:
     phony = next(line for line in (ROOT / "Makefile").read_text().splitlines() if "PHONY" in line)
-    assert make("help").stdout.count("make ") == len(phony.split()) - 1
+    assert make("help", work).stdout.count("make ") == len(phony.split()) - 1
