@@ -1,5 +1,6 @@
-# Also in the #! line of the command: so not what comes first in PATH, a shim or a virtual environment.
+# Not what comes first in PATH, as a shim or a virtual environment must not end up in a #! line.
 PYTHON ?= $(or $(wildcard /usr/bin/python3),python3)
+export PATH ?= /usr/local/bin:/usr/bin:/bin
 PREFIX ?= /usr/local
 DOCOPT ?= docopt
 BIN = $(DESTDIR)$(PREFIX)/bin
@@ -14,12 +15,11 @@ LINT = '$(RUN) -m ruff check .' '$(RUN) -m ruff format --check .' 'shellcheck .c
   '$(RUN) -m mypy spawn_fcgi.py tests tests/app.fcgi' 'mandoc -Tlint -W style man/*'
 INTERPRETER := $(shell "$(PYTHON)" -Ec 'import sys; print(sys.executable)' 2>/dev/null)
 FOUND = $(shell "$(PYTHON)" -Ic 'import docopt; print(docopt.__file__.split("/__init__.")[0])' 2>/dev/null)
-FETCH = $(call PIP,"$(PYTHON)") -t '$(LIB).new' '$(DOCOPT)' || { echo '$(NO_DOCOPT)' >&2; false; }
-NO_DOCOPT = make: no docopt, and pip cannot fetch it: apt-get install python3-docopt
+FETCH = $(call PIP,"$(PYTHON)") -t '$(LIB).new' docopt || ! echo No docopt: apt-get install python3-docopt >&2
 export define CHECK
 from sys import executable as python, exit, version_info
 if version_info < (3, 9): exit("make: older than Python 3.9: PYTHON=" + python)
-if len(python.encode()) > 242 or set(" \t'\"") & set(python): exit("make: no #! line takes PYTHON=" + python)
+if len(python.encode()) > 242 or set(" \t'\"") & set(python): exit("make: the kernel refuses #!" + python)
 if not "$(PREFIX)".startswith("/"): exit("make: not a path that begins with /: PREFIX=$(PREFIX)")
 endef
 .PHONY: help demo test peers test-peers bench lint install uninstall clean

@@ -37,10 +37,10 @@ PR_SET_CHILD_SUBREAPER = 36
 program: list[str] = shlex.split(os.environ.get("SPAWN_FCGI", ""))  # set by conftest if empty
 
 
-def interpreter(directory: pathlib.Path, **settings: bool) -> pathlib.Path:
+def interpreter(directory: pathlib.Path, system_site_packages: bool = False) -> pathlib.Path:
     """Make directory/python, with this run's docopt, for every user; return its site-packages."""
     umask = os.umask(0o022)
-    venv.create(directory / "python", symlinks=True, **settings)
+    venv.create(directory / "python", system_site_packages, symlinks=True)
     [packages] = (directory / "python/lib").glob("python*/site-packages")
     module = pathlib.Path(docopt.__file__)
     files, target = [module], packages
