@@ -1,68 +1,70 @@
-"""What `make bench` does: time starts of ours beside the C tool's, in turn, as ratios."""
+"""What `make bench` does: print the best time of each start, beside the C tool's and its limit."""
 
 from __future__ import annotations
 
+import math
 import os
 import pathlib
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping
+from typing import Any
 
 import harness
-from harness import SLEEP
 
 C_TOOL = "/usr/bin/spawn-fcgi"
-LINE = "{:12} {:20}" + " {:>8}" * 6
+# Each start, and its limit: so many times the C tool's time, plus so many times D.
+STARTS = [
+    ("-F 1 -- /bin/sleep 60", 1, 1.7),
+    ("-F 4 -- /bin/sleep 60", 1, 1.7),
+    ("-F 16 -- /bin/sleep 60", 1, 1.7),
+    ("-F 64 -- /bin/sleep 60", 1.25, 0),
+    ("-F 256 -- /bin/sleep 60", 1.2, 0),
+    ("-- /missing", 0.35, 0),
+    ("-n -- /bin/true", 0, 1.45),
+]
+D = "D: python3 -IS -c 'import docopt'"
+ROW = "{:24}{:>10}{:>10}{:>10}  {}"
 
 
-def in_turn(turns: int, *commands: list[str]) -> list[list[float]]:
-    """Return the times in ms of each command, all run in turn so many times."""
-    times: list[list[float]] = [[] for _ in commands]
+def best_times(turns: int, commands: Mapping[Any, list[str]]) -> dict[Any, float]:
+    """Run all commands in turn, so many times; return the best time of each in ms."""
+    best = dict.fromkeys(commands, math.inf)
     for _ in range(turns):
-        for command, taken in zip(commands, times):
+        for name, command in commands.items():
             start = time.perf_counter()
             subprocess.run(command, env=harness.ENVIRONMENT, capture_output=True, check=False)
-            taken.append(1000 * (time.perf_counter() - start))
+            best[name] = min(best[name], 1000 * (time.perf_counter() - start))
             harness.end_children()
-    return times
+    return best
 
 
-def measure(turns: int, work: pathlib.Path) -> Iterator[tuple[str, str, list[list[float]]]]:
-    """Yield what was measured, beside what, and the times of both."""
-    ours, ends = harness.install(work), [["-F", str(n), "--", *SLEEP] for n in (1, 4, 16, 64, 256)]
-    for end in [*ends, ["--", "/missing"]]:
-        starts = [[tool, "-s", str(work / str(i)), *end] for i, tool in enumerate((ours, C_TOOL))]
-        what = "exec fails" if "/missing" in end else " ".join(end[:2])
-        yield what, "C tool", in_turn(turns, *starts)
-    python = pathlib.Path(ours).read_text().split(" ", 1)[0][2:]
-    bare = [python, "-IS", "-c", f"import sys; sys.path += ['{work}/docopt']; import docopt"]
-    become = [ours, "-n", "-s", str(work / "2"), "--", "/bin/true"]
-    # It is short, so that it takes more turns to find it undisturbed.
-    yield "-n", "python3 and docopt", in_turn(5 * turns, become, bare)
-
-
-def main() -> int:
-    """Print the table, with the number of turns from the command line; return the exit status."""
-    if not os.access(C_TOOL, os.X_OK):
-        print("bench: there is no C tool to compare with, install it: make peers", file=sys.stderr)
-        return 1
-    harness.adopt()
-    try:
-        with tempfile.TemporaryDirectory(prefix="sf-bench-") as directory:
-            print(LINE.format("ms", "beside", "ours", "median", "its", "median", "ratio", "median"))
-            for what, beside, times in measure(int(sys.argv[1]), pathlib.Path(directory)):
-                of = [summary(side) for side in times for summary in (min, statistics.median)]
-                ratios = [f"{of[0] / of[2]:.2f}", f"{of[1] / of[3]:.2f}"]
-                print(LINE.format(what, beside, *(f"{ms:.1f}" for ms in of), *ratios), flush=True)
-    except KeyboardInterrupt:
-        return 130
-    finally:
-        harness.end_children()
-    return 0
+def main(turns: int, work: pathlib.Path) -> None:
+    """Measure, and print the table."""
+    ours = harness.install(work)
+    python = pathlib.Path(ours).read_text().split()[0][2:]
+    code = f"import sys; sys.path.append('{work}/prefix/lib/spawn-fcgi'); import docopt"
+    commands: dict[Any, list[str]] = {D: [python, "-IS", "-c", code]}
+    for number, (words, *_) in enumerate(STARTS):
+        for tool, path in ((ours, f"{work}/ours{number}"), (C_TOOL, f"{work}/its{number}")):
+            commands[tool, words] = [tool, "-s", path, *words.split()]
+    best = best_times(turns, commands)
+    print(ROW.format(f"ms, best of {turns}", "ours", "C tool", "at most", "limit"))
+    for words, times_c, times_d in STARTS:
+        limit = times_c * best[C_TOOL, words] + times_d * best[D]
+        figures = [f"{ms:.1f}" for ms in (best[ours, words], best[C_TOOL, words], limit)]
+        print(ROW.format(words, *figures, f"{times_c} * C tool + {times_d} * D"))
+    print(f"{D}: {best[D]:.1f}")
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    if not os.access(C_TOOL, os.X_OK):
+        raise SystemExit("bench: there is no C tool to compare with: install it with make peers")
+    harness.adopt()
+    try:
+        with tempfile.TemporaryDirectory(prefix="sf-bench-") as directory:
+            main(int(sys.argv[1]), pathlib.Path(directory))
+    finally:
+        harness.end_children()
