@@ -28,7 +28,7 @@ help: ## show this
 $(VENV)/bin/pytest:
 	"$(PYTHON)" -m venv --clear $(VENV)
 	$(call PIP,$(RUN)) '$(DOCOPT)' pytest
-	chown -R "$$(ls -nd . | awk '{ print $$3 }')" .venv  # make clean has to work after sudo make test
+	chown -hR "$$(ls -nd . | awk '{ print $$3 }')" .venv  # make clean has to work after sudo make test
 demo: $(VENV)/bin/pytest ## spawn the sample application and send it requests (PORT=9000)
 	@$(RUN) tests/demo.py $(or $(PORT),9000)
 test: $(VENV)/bin/pytest ## run the tests that need nothing but Python
