@@ -138,13 +138,20 @@ def test_an_ordinary_user_needs_no_environment_and_writes_nothing_in_the_checkou
 
 def test_what_is_staged_for_a_package_does_not_name_the_stage(work: Path) -> None:
     harness.interpreter(work)
-    settings = ["PREFIX=/opt/sf", f"DESTDIR={work}/stage"]
-    install(work, *settings)
-    staged = files(work / "stage/opt/sf")
+    install(work, f"DESTDIR={work}/stage")
+    staged = files(Path(f"{work}/stage{work}/prefix"))
     assert {"bin/spawn-fcgi", "lib/spawn-fcgi/spawn_fcgi.py", *PAGES} < {*staged}
     assert [name for name in staged if os.fsencode(work / "stage") in staged[name][2]] == []
-    assert make(work, "uninstall", *settings).returncode == 0
+    assert not (work / "prefix").exists()
+    assert make(work, "uninstall", f"DESTDIR={work}/stage").returncode == 0
     assert files(work / "stage") == {}
+
+
+def test_a_docopt_in_PYTHONPATH_is_not_the_interpreters(work: Path) -> None:
+    harness.interpreter(work)
+    (work / "docopt.py").write_text(LOUD)
+    command = install(work, env={**harness.ENVIRONMENT, "PYTHONPATH": str(work)})
+    assert start(command) == (0, VERSION, b"")
 
 
 def test_everything_is_compiled_so_that_a_start_writes_nothing(work: Path) -> None:
