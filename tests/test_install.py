@@ -319,7 +319,8 @@ def no_docopt(work: Path) -> dict[str, str]:
     # To pip it is not a virtual environment's.
     (packages / "system.pth").write_text("import sys; sys.base_prefix = sys.prefix")
     (work / "pip.conf").write_text("[global]\nuser = true\nrequire-virtualenv = true\n")
-    return {**harness.ENVIRONMENT, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(work / "wheels")}
+    env = {"PIP_NO_INDEX": "1", "PIP_NO_CACHE_DIR": "1", "PIP_CONFIG_FILE": os.devnull}
+    return {**harness.ENVIRONMENT, **env, "PIP_FIND_LINKS": str(work / "wheels")}
 
 
 @pytest.mark.parametrize(
