@@ -66,5 +66,7 @@ if __name__ == "__main__":
     try:
         with tempfile.TemporaryDirectory(prefix="sf-bench-") as directory:
             main(int(sys.argv[1]), pathlib.Path(directory))
+    except KeyboardInterrupt:
+        sys.exit(130)
     finally:
         harness.end_children()
