@@ -7,7 +7,7 @@ BIN = $(DESTDIR)$(PREFIX)/bin
 LIB = $(DESTDIR)$(PREFIX)/lib/spawn-fcgi
 MAN = $(DESTDIR)$(PREFIX)/share/man
 VENV := .venv/$(shell echo "$(DOCOPT)$(PYTHON)" "$$("$(PYTHON)" -V 2>/dev/null)" | tr '/ <>=' '__lge')
-RUN = $(VENV)/bin/python -BWignore
+RUN = $(VENV)/bin/python -B
 PIP = PIP_USER=0 PIP_REQUIRE_VIRTUALENV=0 PIP_ROOT_USER_ACTION=ignore $(1) -m pip install -q --use-pep517
 PEERS = spawn-fcgi php-cgi php-fpm fcgiwrap libfcgi-perl uwsgi-core uwsgi-plugin-python3 multiwatch adduser \
   nginx-light lighttpd apache2 runit cron supervisor systemd iproute2 procps faketime curl python3-docopt
