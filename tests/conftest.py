@@ -1,4 +1,17 @@
-"""Fixtures: the program under test, a directory of the test's own, and an end to all children."""
+"""Fixtures, and where a new row goes.
+
+    a line that is taken, refused or answered; bad values   test_command_line.py  ACCEPTED, REFUSED
+    an address, the backlog, the socket's mode              test_socket.py  ADDRESSES, MODES, ...
+    what lies at the path of -s; locks                      test_socket.py  AT_THE_PATH, LOCKS
+    what lies at the path of -P; its content; full disks    test_pid_file.py  AT_THE_PATH, ...
+    how a child ends, or is not executed; closed streams    test_children.py  ENDS, EXEC, STREAMS
+    what the application inherits                           test_inherited.py  a table for each kind
+    users, groups, the chroot, calls that are forbidden     test_privileges.py
+    `make install`; the demo                                test_install.py, test_demo.py
+    the C tool beside ours; servers; recipes (Debian, root) peers/
+
+What a hostile user tries has the mark `hostile`, in the file of what is attacked.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +26,9 @@ import pytest
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Say what the suite's mark means."""
+    """Say what the suite's marks mean."""
     config.addinivalue_line("markers", "root: needs root: ids, chroots and mounts are root's")
+    config.addinivalue_line("markers", "hostile: what a user tries who may write to a directory")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -26,36 +40,38 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def program() -> Iterator[None]:
-    """Name the program under test; install ours if $SPAWN_FCGI names none."""
+    """Name the program under test; install ours if $SPAWN_FCGI names none. End if it is broken."""
     harness.adopt()
     directory = pathlib.Path(tempfile.mkdtemp(prefix="sf-test-"))
     directory.chmod(0o755)
     try:
         if not harness.program:
             harness.program[:] = [harness.install(directory)]
+        result = harness.run("-v")
+        if result.status != 0 or not result.out.startswith(b"spawn-fcgi v"):
+            last = (result.lines or ["it says nothing"])[-1]
+            pytest.exit(f"{harness.program[0]} -v ends with status {result.status}: {last}", 1)
         yield
     finally:
         harness.end_children()
         shutil.rmtree(directory)
 
 
-@pytest.fixture(autouse=True)
-def no_process_left() -> Iterator[None]:
-    """End what a test has spawned, whether it passed or not."""
-    others = harness.my_children()
-    yield
-    harness.end_children(but=others)
-
-
 @pytest.fixture
 def work() -> Iterator[pathlib.Path]:
     """Return a directory of the test's own, with a short path that every user may enter."""
-    others = harness.my_children()
     directory = pathlib.Path(tempfile.mkdtemp(prefix="sf-"))
     directory.chmod(0o755)
     yield directory
-    harness.end_children(but=others)  # they may be writing to it
     shutil.rmtree(directory)
+
+
+@pytest.fixture(autouse=True)
+def no_process_left(work: pathlib.Path) -> Iterator[None]:
+    """End what a test has spawned, whether it passed or not, before its directory goes."""
+    others = harness.my_children()
+    yield
+    harness.end_children(but=others)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What the tests share: the program under test, an end to its children, and what /proc shows.
+"""What the tests share: the program, its children, what /proc shows, accounts, odd surroundings.
 
 The program is the one that $SPAWN_FCGI names, also the C tool; otherwise it is ours, as `make
 install` puts it into a directory that every user may enter. The application is mostly `sleep`: it
@@ -12,6 +12,7 @@ import itertools
 import os
 import pathlib
 import re
+import resource
 import shlex
 import shutil
 import signal
@@ -19,11 +20,13 @@ import socket
 import subprocess
 import time
 import venv
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, NamedTuple, Union
 
 import docopt
+import pytest
 
 Arg = Union[str, bytes, "os.PathLike[str]"]
 
@@ -34,6 +37,9 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 ENVIRONMENT = {"PATH": PATH}  # of most tests: small, without a locale and without PYTHON*
 PORTS = itertools.count(97 * os.getpid())  # suites that run side by side begin apart
 PR_SET_CHILD_SUBREAPER = 36
+CLONE_NEWNS, MS_BIND, MS_REC_PRIVATE, MNT_DETACH = 0x20000, 0x1000, 0x44000, 2
+PTRACE_TRACEME, PTRACE_SYSCALL = 0, 24
+libc = ctypes.CDLL(None)
 program: list[str] = shlex.split(os.environ.get("SPAWN_FCGI", ""))  # set by conftest if empty
 
 
@@ -64,7 +70,7 @@ def install(directory: pathlib.Path) -> str:
 
 def adopt() -> None:
     """Become the parent of what a spawner leaves, and ignore no signal that the caller ignores."""
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:  # these by Python
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
@@ -91,11 +97,12 @@ def end_children(but: Sequence[int] = ()) -> None:
         time.sleep(0.001)
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 10) -> Any:
-    """Return the first true value of condition, or fail after so many seconds."""
+def wait_for(what: str, condition: Callable[[], Any], seconds: float = 10) -> Any:
+    """Return the first true value of a condition; fail, saying for what, after so many seconds."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"waited {seconds} s in vain"
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {seconds} s in vain for {what}")
         time.sleep(0.005)
     return value
 
@@ -140,9 +147,11 @@ def run(*args: Arg, timeout: float = 20, **more: Any) -> Result:
     with popen(*args, **more) as process:
         try:
             out, err = process.communicate(timeout=timeout)
-        except BaseException:
+        except subprocess.TimeoutExpired:
+            words = " ".join(ascii(os.fsdecode(arg)) for arg in args)
+            pytest.fail(f"hung for {timeout} s: spawn-fcgi {words}")
+        finally:
             process.kill()
-            raise
     return Result(process.returncode, out or b"", err or b"")
 
 
@@ -246,18 +255,143 @@ def snapshot(directory: pathlib.Path) -> dict[str, tuple[Any, ...]]:
     return found
 
 
-LATIN_1 = "/usr/share/i18n/charmaps/ISO-8859-1.gz"  # of Debian's package locales
-
-
-def make_latin_1(directory: pathlib.Path) -> None:
-    """Make the locale Latin-1, for programs with this $LOCPATH."""
-    command = ["localedef", "-ien_US", "-fISO-8859-1", str(directory / "Latin-1")]
-    subprocess.run(command, check=True)
-
-
 def assert_refused(result: Result, *names: Arg) -> None:
     """Assert a start that came to nothing before the fork: 255, and one line that names these."""
     assert (result.status, result.out) == (255, b""), result
     assert re.fullmatch(rb"spawn-fcgi: [^\n]+\n", result.err), result
     for name in names:
         assert os.fsencode(name) in result.err, (name, result)
+
+
+MODES = pytest.mark.parametrize("mode", ["fork", "-n"])
+
+
+@contextmanager
+def application(mode: str, *args: Arg, app: Sequence[Arg] = SLEEP, **more: Any) -> Iterator[int]:
+    """Start what sleeps, forked or by -n, on a port of its own unless -s is given; its PID."""
+    where = () if "-s" in args else ("-p", str(free_port()))
+    if mode == "fork":
+        result = run(*where, *args, "--", *app, **more)
+        assert (result.status, len(result.pids)) == (0, 1), result
+        yield result.pids[0]
+        return
+    begins = os.fsencode(app[0]) + b"\0"
+    with popen(*where, *args, "-n", "--", *app, **more) as process:
+
+        def asleep() -> bool:
+            """Say whether it is past exec, and past the files that the dynamic linker opens."""
+            known = proc(process.pid, "cmdline").startswith(begins)
+            return process.poll() is not None or (known and b") S" in proc(process.pid, "stat"))
+
+        try:
+            wait_for(f"{app[0]!r} to sleep", asleep)
+            assert process.poll() is None, process.communicate()
+            yield process.pid
+        finally:
+            process.kill()
+
+
+def inheriting(*fds: int, limit: int = 100) -> Callable[[], None]:
+    """Return a preexec_fn, for close_fds=False, that opens these and then limits them."""
+
+    def inherit() -> None:
+        zero = os.open("/dev/zero", os.O_RDWR)  # close-on-exec, as its copies are not
+        for fd in fds:
+            os.dup2(zero, fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+
+    return inherit
+
+
+def limiting(kind: int, most: int) -> Callable[[], None]:
+    """Return a preexec_fn that sets a limit, see setrlimit(2)."""
+    return partial(resource.setrlimit, kind, (most, most))
+
+
+def call(function: str, *args: Any) -> None:
+    """Call a function of the C library that Python has not."""
+    assert getattr(libc, function)(*args) == 0, function
+
+
+def own_mounts() -> None:
+    """Enter a mount namespace of our own, see mount_namespaces(7)."""
+    call("unshare", CLONE_NEWNS)
+    call("mount", b"none", b"/", None, MS_REC_PRIVATE, None)
+
+
+# Users and groups that no machine has: mounted over its own.
+PASSWD = b"""root:x:0:0::/:
+toor:x:0:4201::/:
+app:x:4101:4201::/:
+other:x:4102:4202::/:
+rootgroup:x:4103:0::/:
+4104:x:4105:4205::/:
+9user:x:4106:4206::/:
+\xfcser:x:4107:4207::/:
+"""
+GROUP = b"""root:x:0:
+wheel:x:0:app
+app:x:4201:
+other:x:4202:
+extra:x:4301:app
+more:x:4302:other,app
+4304:x:4305:
+9group:x:4306:
+latin:x:4307:\xfcser
+"""
+
+
+def accounts(work: pathlib.Path, *also: Callable[[], None], **more: Any) -> dict[str, Any]:
+    """Return what makes run() and popen() know these users only, and call these before."""
+    files = {"passwd": PASSWD, "group": GROUP}
+    (work / "etc").mkdir()
+    for name, text in files.items():
+        (work / "etc" / name).write_bytes(text)
+
+    def prepare() -> None:
+        own_mounts()
+        for name in files:
+            source = os.fsencode(work / "etc" / name)
+            call("mount", source, f"/etc/{name}".encode(), None, MS_BIND, None)
+        for function in also:
+            function()
+
+    (work / "cwd").mkdir()
+    return {"preexec_fn": prepare, "extra_groups": [7, 8], "cwd": work / "cwd", **more}
+
+
+def latin_1(work: pathlib.Path) -> dict[str, str]:
+    """Return the environment for a Latin-1 locale, which it makes; skip the test if it cannot."""
+    if not os.path.exists("/usr/share/i18n/charmaps/ISO-8859-1.gz"):
+        pytest.skip("no Latin-1 locale can be made: install Debian's package locales")
+    command = ["localedef", "-ien_US", "-fISO-8859-1", str(work / "Latin-1")]
+    subprocess.run(command, check=True)
+    return {"LC_ALL": "Latin-1", "LOCPATH": str(work)}
+
+
+def step_through(at_each_stop: Callable[[], object], *args: Arg, **more: Any) -> int:
+    """Run the program, stopped before and after each of its system calls; return its status.
+
+    Nobody can be faster than what is called at each stop.
+    """
+    libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
+
+    def begin() -> None:
+        signal.alarm(20)
+        libc.ptrace(PTRACE_TRACEME, 0, None, None)
+
+    with popen(*args, preexec_fn=begin, **more) as process:
+        while os.WIFSTOPPED(status := os.waitpid(process.pid, 0)[1]):
+            at_each_stop()
+            number = os.WSTOPSIG(status)
+            passed_on = 0 if number == signal.SIGTRAP else number
+            libc.ptrace(PTRACE_SYSCALL, process.pid, None, passed_on)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode
+
+
+Make = Callable[[pathlib.Path], object]  # puts something at a path; keep what it returns
+
+
+def nothing(path: pathlib.Path) -> None:
+    """Put nothing there."""

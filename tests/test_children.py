@@ -7,26 +7,32 @@ import os
 import re
 import resource
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import split
 from typing import Any
 
 import harness
 import pytest
-from harness import SLEEP, Arg, Result, as_user, run
+from harness import Result, as_user, limiting, run
 
+FOR_ROOT = pytest.mark.root
+HINT = "spawn-fcgi: the child's stderr went to /dev/null: run with -n to see it"
 STRANGER = 200000 + os.getpid()  # a user without processes, so that RLIMIT_NPROC counts ours alone
-# Sets n to the number of the child, counted from 1 in the order of the forks.
-NTH = """n=1; read -r all </proc/$PPID/task/$PPID/children
+LIVES = "exec sleep 60"
+# Runs its first argument in the first child, counted in the order of the forks, and so on.
+EACH_ITS_OWN = """n=1; read -r all </proc/$PPID/task/$PPID/children
 for pid in $all; do [ $pid = $$ ] && break; n=$((n + 1)); done
+shift $((n - 1)); eval "$1"
 """
 
 
-def spawn(deaths: int, work: Path, *args: Arg, **more: Any) -> Result:
-    """Run until so many deaths are told: a child that starts late on a busy machine is alive."""
+def spawn(ends: Sequence[str], deaths: int, work: Path, **more: Any) -> Result:
+    """Start a child for each script; again, on a busy machine, until so many deaths are told."""
+    app = ("/bin/sh", "-c", EACH_ITS_OWN, "sh", *ends)
     for _ in range(5):
-        result = run("-s", "s", "-P", "pid", *args, cwd=work, **more)
+        result = run("-s", "s", "-P", "pid", f"-F{len(ends)}", "--", *app, cwd=work, **more)
         if len(re.findall(rb"(?m)^spawn-fcgi: child [es]", result.err)) >= deaths:
             break
         harness.end_children()
@@ -38,98 +44,145 @@ def assert_living(result: Result, work: Path, count: int) -> None:
     """Assert that so many children live, are named on stdout and in the PID file, and no others."""
     said = "spawn-fcgi: child spawned successfully: PID: {}\n"
     assert result.out.decode() == "".join(map(said.format, result.pids))
-    assert (len(result.pids), sorted(result.pids)) == (count, sorted(harness.my_children()))
-    assert all(map(harness.alive, result.pids))
-    assert (work / "pid").read_text().splitlines() == [*map(str, result.pids)]
+    assert len(result.pids) == count
+    assert sorted(result.pids) == sorted(harness.my_children())
+    assert [pid for pid in result.pids if not harness.alive(pid)] == []
+    assert (work / "pid").read_text() == "\n".join(map(str, result.pids))
 
 
-# How one child or the numbered of four end, the exit status, and what is said line by line.
+# What each child does, the exit status, and how the ended ones have ended.
 ENDS = [
-    ("exec sleep 60", 0, []), ("kill -STOP $$", 0, []), ("exit 0", 0, ["exited with: 0"]),
-    ("sleep 0.03; exit 3", 3, ["exited with: 3"]), ("exit 255", 255, ["exited with: 255"]),
-    ("exit 126", 126, ["exited with: 126", "not executable"]),
-    ("exit 127", 127, ["exited with: 127", "not found"]),
-    ("kill -9 $$", 1, ["signaled: 9"]), ("kill -PIPE $$", 1, ["signaled: 13"]),
-    ("2) exit 7", 7, ["exited with: 7"]), ("1) exit 0;; 3) exit 0", 0, ["exited with: 0"] * 2),
-    ("1) exit 7;; 4) kill -9 $$", 1, ["exited with: 7", "signaled: 9"]),
-    ("2) kill -9 $$;; 3) exit 7;; 4) exit 0", 7,
-     ["signaled: 9", "exited with: 7", "exited with: 0"]),
-    ("*) exit $((n + 10))", 14, [f"exited with: {n}" for n in (11, 12, 13, 14)]),
-]  # fmt: skip
+    pytest.param([LIVES], 0, [], id="lives"),
+    pytest.param(["sleep 2; exit 3"], 0, [], id="ends-after-two-seconds"),
+    pytest.param(["kill -STOP $$"], 0, [], id="is-stopped"),
+    pytest.param(["exit 0"], 0, ["exited with: 0"], id="exits-with-0"),
+    pytest.param(["sleep 0.08; exit 3"], 3, ["exited with: 3"], id="ends-after-80-ms"),
+    pytest.param(["exit 255"], 255, ["exited with: 255"], id="exits-with-255"),
+    pytest.param(["kill -9 $$"], 1, ["signaled: 9"], id="is-killed"),
+    pytest.param(["kill -PIPE $$"], 1, ["signaled: 13"], id="is-killed-by-SIGPIPE"),
+    pytest.param([LIVES, "exit 7", LIVES, LIVES], 7, ["exited with: 7"], id="one-of-four-fails"),
+    pytest.param(["exit 0", LIVES, "exit 0"], 0, ["exited with: 0"] * 2, id="two-exit-with-0"),
+    pytest.param(["exit 7", "exit 0"], 7, ["exited with: 7", "exited with: 0"], id="first-fails"),
+    pytest.param(
+        ["exit 7", "kill -9 $$"], 1, ["exited with: 7", "signaled: 9"], id="last-is-killed"
+    ),
+    pytest.param(["kill -9 $$", "exit 7"], 7, ["signaled: 9", "exited with: 7"], id="last-fails"),
+    pytest.param(["exit 8", "exit 9"], 9, ["exited with: 8", "exited with: 9"], id="both-fail"),
+]
 
 
 @pytest.mark.parametrize(("ends", "status", "said"), ENDS)
 def test_each_end_is_told_the_last_failure_counts_and_living_ones_go_on(
-    ends: str, status: int, said: list[str], work: Path
+    ends: list[str], status: int, said: list[str], work: Path
 ) -> None:
-    several = ") " in ends
-    script = f"{NTH} case $n in {ends};; esac; exec sleep 60" if several else ends
-    deaths = sum("not " not in text for text in said)
-    args = ("-F", "4" if several else "1", "--", "/bin/sh", "-c", script)
-    result = spawn(deaths, work, *args)
-    assert (result.status, len(result.lines)) == (status, len(said) + (deaths > 0))
-    assert all(text in line for text, line in zip(said, result.lines)), result.lines
-    assert deaths == 0 or " -n " in result.lines[-1], "once, after these"
-    assert_living(result, work, (4 if several else 1) - deaths)
+    result = spawn(ends, len(said), work)
+    lines = [f"spawn-fcgi: child {end}" for end in said]
+    assert (result.status, result.lines) == (status, [*lines, HINT] if lines else [])
+    assert_living(result, work, len(ends) - len(said))
 
 
+MEANINGS = [
+    pytest.param(126, "not executable", id="126"),
+    pytest.param(127, "command not found, or a shared library is missing", id="127"),
+]
+
+
+@pytest.mark.parametrize(("status", "meaning"), MEANINGS)
+def test_what_a_status_means_to_a_shell_is_told(status: int, meaning: str, work: Path) -> None:
+    result = spawn([f"exit {status}"], 1, work)
+    end = f"spawn-fcgi: child exited with: {status}"
+    told = [end, f"spawn-fcgi: {status} means: {meaning}", HINT]
+    assert (result.status, result.lines) == (status, told)
+    assert_living(result, work, 0)
+
+
+ENDS_WITHOUT_A_FORK = [
+    pytest.param("exit 0", 0, id="exits-with-0"),
+    pytest.param("exit 127", 127, id="exits-with-127"),
+    pytest.param("kill -PIPE $$", -13, id="is-killed-by-SIGPIPE"),
+]
+
+
+@pytest.mark.parametrize(("end", "status"), ENDS_WITHOUT_A_FORK)
+def test_without_a_fork_the_end_is_the_applications(end: str, status: int, work: Path) -> None:
+    args = ("-n", "-F3", "-s", work / "s", "--", "/bin/sh", "-c", f"echo out; echo err >&2; {end}")
+    assert run(*args) == (status, b"out\n", b"err\n")
+
+
+AS_USER = f"tried as user {os.getuid()}"
+NO_PATH = "PATH is not searched: give the full path"
+INTERPRETER = "the file exists, but its interpreter does not"
+NO_INTERPRETER = "it does not begin with #!, or is for another machine"
+NEW_ROOT = "in the new root ."
+HINTS = [AS_USER, NO_PATH, INTERPRETER, NO_INTERPRETER, NEW_ROOT]
+# An application, options, the errno, and what is said beside its text.
 EXEC = [
-    ("./missing", errno.ENOENT, ""), ("./plain/x", errno.ENOTDIR, ""),
-    (".", errno.EACCES, "user PATH"), ("./plain", errno.EACCES, "user"),
-    ("./text", errno.ENOEXEC, "#!"), ("sleep", errno.ENOENT, "PATH"),
-    ("./script", errno.ENOENT, "interpreter"), ("./a\nb\udcff", errno.ENOENT, ""),
-    pytest.param("/bin/true", errno.ENOENT, "root", marks=pytest.mark.root),
-]  # fmt: skip
+    pytest.param("./missing", "", errno.ENOENT, [], id="missing"),
+    pytest.param("./plain/x", "", errno.ENOTDIR, [], id="below-a-file"),
+    pytest.param(".", "", errno.EACCES, [AS_USER, NO_PATH], id="a-directory"),
+    pytest.param("./plain", "", errno.EACCES, [AS_USER], id="not-executable"),
+    pytest.param("./text", "", errno.ENOEXEC, [NO_INTERPRETER], id="without-an-interpreter"),
+    pytest.param("./script", "", errno.ENOENT, [INTERPRETER], id="of-a-missing-interpreter"),
+    pytest.param("sleep", "", errno.ENOENT, [NO_PATH], id="of-PATH"),
+    pytest.param("./a\nb\udcff", "", errno.ENOENT, [], id="of-odd-bytes"),
+    pytest.param("/bin/true", "-c .", errno.ENOENT, [NEW_ROOT], id="in-a-chroot", marks=FOR_ROOT),
+]
 
 
-@pytest.mark.parametrize("option", ["-n", "-F4"])
-@pytest.mark.parametrize(("app", "number", "hint"), EXEC, ids=ascii)
+@pytest.mark.parametrize("mode", ["-n", "-F4"])
+@pytest.mark.parametrize(("app", "options", "number", "hints"), EXEC)
 def test_what_cannot_be_executed_is_named_once_with_the_reason_and_the_socket_stays(
-    app: str, number: int, hint: str, option: str, work: Path
+    app: str, options: str, number: int, hints: list[str], mode: str, work: Path
 ) -> None:
-    for name, text in ("plain", "x"), ("text", "exit 0\n"), ("script", "#!/no/interpreter\n"):
-        (work / name).write_text(text)
-        (work / name).chmod(0o644 if name == "plain" else 0o755)
-    root = ("-c", work) if hint == "root" else ()
-    result = run("-s", "s", "-P", "pid", *root, option, "--", app, "arg", cwd=work)
-    assert (result.status, result.out, result.err.count(b"\n")) == (number, b"", 1)
-    line = os.fsdecode(result.err)
-    reason = line.partition("exec failed: " + app.replace("\n", "\\x0a") + ": ")[2]
-    assert os.strerror(number) in reason
-    hints = [word for word in ("#!", "interpreter", "user", "PATH", "root") if word in reason]
-    assert hints == hint.split()
-    assert hint != "root" or str(work) in reason
-    assert "user" not in hints or f"user {os.getuid()}" in reason
+    (work / "plain").write_text("x")
+    (work / "text").write_text("exit 0\n")
+    (work / "script").write_text("#!/no/interpreter\n")
+    for executable in "text", "script":
+        (work / executable).chmod(0o755)
+    result = run("-s", "s", "-P", "pid", *options.split(), mode, "--", app, "arg", cwd=work)
+    assert (result.status, result.out, result.err.count(b"\n")) == (number, b"", 1), result
+    told = os.fsdecode(result.err)
+    named = app.replace("\n", "\\x0a")
+    assert told.startswith(f"spawn-fcgi: exec failed: {named}: {os.strerror(number)}")
+    assert [hint for hint in HINTS if hint in told] == hints
     assert (work / "s").is_socket()
     assert harness.my_children() == []
-    assert option == "-n" or (work / "pid").read_bytes() == b""
+    if mode != "-n":
+        assert (work / "pid").read_bytes() == b""
 
 
 def test_what_lives_goes_on_beside_what_could_not_be_executed(work: Path) -> None:
     shutil.copy("/bin/sh", work / "app")  # which the first child removes while others are started
-    result = spawn(0, work, "-F", "500", "--", "./app", "-c", "rm -f app; exec sleep 60")
-    assert (result.status, len(result.lines)) == (errno.ENOENT, 1)
+    app = ("./app", "-c", f"rm -f app; {LIVES}")
+    result = run("-s", "s", "-P", "pid", "-F", "500", "--", *app, cwd=work)
+    assert (result.status, len(result.lines)) == (errno.ENOENT, 1), result
     assert "exec failed: ./app: " in result.lines[0]
     assert_living(result, work, len(result.pids) or 1)
 
 
-@pytest.mark.parametrize("most", [1, pytest.param(4, marks=pytest.mark.root)])  # with the parent
-def test_a_failed_fork_is_status_1_and_leaves_the_started_children(most: int, work: Path) -> None:
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
+# The limit of processes, the parent among them; of the started children, which end and live.
+FORKS = [
+    pytest.param(1, 0, 0, id="no-child"),
+    pytest.param(4, 1, 2, id="three-children", marks=FOR_ROOT),
+]
 
+
+@pytest.mark.parametrize(("most", "deaths", "living"), FORKS)
+def test_a_failed_fork_is_status_1_and_leaves_the_started_children(
+    most: int, deaths: int, living: int, work: Path
+) -> None:
     work.chmod(0o777)
-    app = ("/bin/sh", "-c", f"{NTH} [ $n = 1 ] && exit 3; exec sleep 60")
-    deaths = int(most > 1)
-    result = spawn(deaths, work, "-F", "4", "--", *app, **as_user(STRANGER), preexec_fn=limit)
-    assert result.status == 1, "it is the last failure"
-    assert f"fork failed: {os.strerror(errno.EAGAIN)}" in result.lines[-1]
-    assert len(result.lines) == (3 if deaths else 1)
-    assert_living(result, work, most - 1 - deaths)
+    limit = limiting(resource.RLIMIT_NPROC, most)
+    ends = ["exit 3", LIVES, LIVES, LIVES]
+    result = spawn(ends, deaths, work, preexec_fn=limit, **as_user(STRANGER))
+    lines = ["spawn-fcgi: child exited with: 3", HINT] * deaths
+    lines += [f"spawn-fcgi: fork failed: {os.strerror(errno.EAGAIN)}"]
+    assert (result.status, result.lines) == (1, lines), "the fork is the last failure"
+    assert_living(result, work, living)
 
 
 @contextmanager
-def deaf(fd: int, kind: str) -> Iterator[dict[str, Any]]:
+def stream(fd: int, kind: str) -> Iterator[dict[str, Any]]:
     """Yield what makes popen() start the program with an fd that is closed, full or unread."""
     name = {1: "stdout", 2: "stderr"}[fd]
     if kind == "closed":
@@ -141,29 +194,28 @@ def deaf(fd: int, kind: str) -> Iterator[dict[str, Any]]:
             yield {name: full if kind == "full" else unread}
 
 
-FORK, NO_FORK, DIE = ["--", *SLEEP], ["-n", "--", "/no/app"], ["--", "/bin/sh", "-c", "exit 3"]
-DEAF = [
-    (1, "closed", FORK, 0), (1, "full", FORK, 0), (1, "unread", FORK, 0), (2, "unread", DIE, 3),
-    (2, "closed", NO_FORK, 2), (2, "full", NO_FORK, 2), (2, "unread", NO_FORK, 2),
-    (2, "closed", ["--", "/no/app"], 2), (2, "unread", ["-d", "missing", *FORK], 255),
-]  # fmt: skip
+# An fd, what is wrong with it, a line, the exit status, and the number of children that live.
+STREAMS = [
+    pytest.param(1, "closed", "-- /bin/sleep 60", 0, 1, id="closed-stdout"),
+    pytest.param(1, "full", "-- /bin/sleep 60", 0, 1, id="full-stdout"),
+    pytest.param(1, "unread", "-- /bin/sleep 60", 0, 1, id="unread-stdout"),
+    pytest.param(2, "unread", "-- /bin/sh -c 'exit 3'", 3, 0, id="unread-stderr-of-a-dead-child"),
+    pytest.param(2, "closed", "-n -- /no/app", 2, 0, id="closed-stderr-without-a-fork"),
+    pytest.param(2, "full", "-n -- /no/app", 2, 0, id="full-stderr-without-a-fork"),
+    pytest.param(2, "unread", "-n -- /no/app", 2, 0, id="unread-stderr-without-a-fork"),
+    pytest.param(2, "closed", "-- /no/app", 2, 0, id="closed-stderr-of-a-failed-exec"),
+    pytest.param(2, "unread", "-d missing -- /bin/sleep 60", 255, 0, id="unread-stderr-of-a-step"),
+]
 
 
-@pytest.mark.parametrize(("fd", "kind", "args", "status"), DEAF)
+@pytest.mark.parametrize(("fd", "kind", "line", "status", "living"), STREAMS)
 def test_a_stream_that_takes_nothing_changes_nothing(
-    fd: int, kind: str, args: list[str], status: int, work: Path
+    fd: int, kind: str, line: str, status: int, living: int, work: Path
 ) -> None:
-    with deaf(fd, kind) as stream:
-        result = run("-s", "s", "-P", "pid", *args, cwd=work, **stream)
+    with stream(fd, kind) as streams:
+        result = run("-s", "s", "-P", "pid", *split(line), cwd=work, **streams)
     assert result == (status, b"", b"")
     pids = harness.my_children()
-    assert len(pids) == (status == 0)
-    assert "-n" in args or (work / "pid").read_text() == "".join(map(str, pids))
-
-
-@pytest.mark.parametrize(
-    ("end", "status"), [("exit 0", 0), ("exit 127", 127), ("kill -PIPE $$", -13)]
-)
-def test_without_a_fork_the_end_is_the_applications(end: str, status: int, work: Path) -> None:
-    args = ("-n", "-F3", "-s", work / "s", "--", "/bin/sh", "-c", f"echo out; echo err >&2; {end}")
-    assert run(*args) == (status, b"out\n", b"err\n")
+    assert len(pids) == living
+    if "-n" not in line:
+        assert (work / "pid").read_text() == "".join(map(str, pids))

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import fcntl
+import itertools
 import os
-import re
 import stat
 import struct
-import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from socket import AF_INET, AF_INET6, AF_UNIX, SOCK_DGRAM, SOCK_STREAM, getaddrinfo, socket
+from socket import AF_UNIX, SOCK_DGRAM, SOCK_STREAM, socket
+from typing import Any
 
 import harness
 import pytest
-from harness import NOBODY, SLEEP, Arg, as_user, assert_refused, connects, run, snapshot
+from harness import SLEEP, Arg, Make, as_user, assert_refused, libc, nothing, popen, run, snapshot
 
+ROOT, HOSTILE = pytest.mark.root, pytest.mark.hostile
 TRUE = ("--", "/bin/true")
 SOMAXCONN = int(Path("/proc/sys/net/core/somaxconn").read_text())
-ROUNDS = int(os.environ.get("SPAWN_FCGI_ROUNDS", "2"))  # of several starts at once
-IN_CREATE, IN_ATTRIB = 0x100, 0x4
 # Says what fd 0 is. On a listening TCP socket tcpi_sacked, in TCP_INFO, is the backlog.
 DESCRIBE = """import os, socket, sys
 s = socket.socket(fileno=0)
@@ -38,51 +35,75 @@ if s.family != socket.AF_UNIX:
 def described(*args: Arg) -> list[str]:
     """Return the address and, of TCP, the backlog that an application finds fd 0 to have."""
     result = run("-n", *args, "--", sys.executable, "-ISc", DESCRIBE)
-    assert result.status == 0, result
-    kind, *more = result.out.decode().splitlines()
+    assert (result.status, result.err) == (0, b""), result
+    kind, *more = result.out.decode().split("\n")
     assert kind == f"{int(SOCK_STREAM)} 1 1 True", "a stream, reusable, listens, blocks"
     return more
 
 
-def bind(path: Path, kind: int = SOCK_STREAM) -> socket:
-    """Return a socket that is bound to a Unix path and does not listen."""
-    sock = socket(AF_UNIX, kind)
-    sock.bind(str(path))
-    return sock
+IF_INET6 = Path("/proc/net/if_inet6")  # the IPv6 addresses, if any
+HAS_IPV6 = IF_INET6.exists() and IF_INET6.read_text()
+IPV6 = pytest.mark.skipif(not HAS_IPV6, reason="this machine has no IPv6")
+ADDRESSES = [
+    pytest.param([], "0.0.0.0", id="all-of-IPv4-by-default"),
+    pytest.param(["-a127.0.0.1"], "127.0.0.1", id="IPv4"),
+    pytest.param(["-a", "::1"], "::1", id="IPv6", marks=IPV6),
+    pytest.param(["-a", "::"], "::", id="all-of-IPv6", marks=IPV6),
+]
 
 
-@pytest.mark.parametrize(
-    ("args", "host"),
-    [([], "0.0.0.0"), (["-a127.0.0.1"], "127.0.0.1"), (["-a192.0.2.1"], "192.0.2.1"),
-     (["-a", "::1"], "::1"), (["-a", "::"], "::"), (["-a", "fe80::1%lo"], "fe80::1%lo")],
-)  # fmt: skip
-def test_an_address_is_bound_or_named_where_the_machine_has_it_not(
-    args: list[str], host: str, port: str
-) -> None:
-    family = AF_INET6 if ":" in host else AF_INET
-    try:
-        with socket(family) as probe:
-            probe.bind(getaddrinfo(host, port, family)[0][4])
-    except OSError as error:  # it may have no IPv6
-        result = run("-n", "-p", port, *args, *TRUE)
-        assert_refused(result, host.partition("%")[0], port, f"{error.strerror}")
-    else:  # the port as Docker's ["-p 9000"] gives it
-        assert described(f"-p {port}", *args)[0].startswith(f"('{host}', {port}")
+@pytest.mark.parametrize(("args", "host"), ADDRESSES)
+def test_the_address_is_bound(args: list[str], host: str, port: str) -> None:
+    address = described(f"-p {port}", *args)[0]  # as Docker's ["-p 9000"] gives it
+    assert address.startswith(f"('{host}', {port}")
 
 
-@pytest.mark.parametrize(
-    ("line", "backlog"),
-    [("", 1024), ("-b 0", 0), ("-b7", 7), ("-b -1", SOMAXCONN), ("-b2147483647", SOMAXCONN)],
-)
-def test_a_negative_backlog_is_all_the_kernel_allows(line: str, backlog: int, port: str) -> None:
-    assert described("-p", port, *line.split())[1] == str(min(backlog, SOMAXCONN))
+ABSENT = [
+    pytest.param("192.0.2.1", id="IPv4"),
+    pytest.param("fe80::1%lo", id="IPv6-of-a-link", marks=IPV6),  # without its link: EINVAL
+]
 
 
+@pytest.mark.parametrize("host", ABSENT)
+def test_an_address_that_the_machine_does_not_have_is_named(host: str, port: str) -> None:
+    result = run("-p", port, "-a", host, *TRUE)
+    assert_refused(result, host, port, "Cannot assign requested address")
+
+
+BACKLOGS = [
+    pytest.param([], 1024, id="1024-by-default"),
+    pytest.param(["-b", "0"], 0, id="none"),
+    pytest.param(["-b7"], 7, id="seven"),
+    pytest.param(["-b", "-1"], SOMAXCONN, id="negative-is-all-the-kernel-allows"),
+    pytest.param(["-b2147483647"], SOMAXCONN, id="the-highest"),
+]
+
+
+@pytest.mark.parametrize(("args", "backlog"), BACKLOGS)
+def test_the_backlog_is_as_asked_for(args: list[str], backlog: int, port: str) -> None:
+    _, found, *_ = described("-p", port, *args)
+    assert int(found) == min(backlog, SOMAXCONN)
+
+
+IN_CREATE, IN_ATTRIB = 0x100, 0x4
+BORN, CHANGED = ["created"], ["created", "owner or mode set"]
+NO_ACL, ACL = None, (7, 5, 5)  # of the directory: see set_default_acl
+# The umask, the directory's default ACL, options; then the socket's mode and what befell it.
 MODES = [
-    (0, "", 0o660), (0o027, "", 0o640), (0o111, "", 0o660), (0o777, "", 0), (0, "-M 0", 0),
-    (0o077, "-M0666", 0o666), (0o022, "-M2660", 0o660), (0o777, "-M 7777", 0o777),
-    pytest.param(0o022, "-U 65534", 0o640, marks=pytest.mark.root),
-]  # fmt: skip
+    pytest.param(0o000, NO_ACL, [], 0o660, BORN, id="0660-by-default"),
+    pytest.param(0o027, NO_ACL, [], 0o640, BORN, id="less-the-umask"),
+    pytest.param(0o111, NO_ACL, [], 0o660, BORN, id="less-a-umask-of-no-matter"),
+    pytest.param(0o777, NO_ACL, [], 0o000, BORN, id="less-all"),
+    pytest.param(0o000, NO_ACL, ["-M", "0"], 0o000, BORN, id="M-of-zero"),
+    pytest.param(0o077, NO_ACL, ["-M0666"], 0o666, BORN, id="M-whatever-the-umask"),
+    pytest.param(0o022, NO_ACL, ["-M2660"], 0o660, BORN, id="M-without-set-gid"),
+    pytest.param(0o777, NO_ACL, ["-M", "7777"], 0o777, BORN, id="M-of-all-bits"),
+    pytest.param(0o022, NO_ACL, ["-U", "65534"], 0o640, CHANGED, id="with-an-owner", marks=ROOT),
+    pytest.param(0o007, ACL, [], 0o660, CHANGED, id="acl-and-the-default"),
+    pytest.param(0o007, ACL, ["-M", "0666"], 0o666, CHANGED, id="acl-and-M"),
+    pytest.param(0o007, ACL, ["-M", "7777"], 0o777, CHANGED, id="acl-and-M-of-all-bits"),
+    pytest.param(0o007, ACL, ["-M606", "-u65534"], 0o606, CHANGED, id="acl-and-u", marks=ROOT),
+]
 
 
 def set_default_acl(directory: Path, user: int, group: int, other: int) -> None:
@@ -92,136 +113,208 @@ def set_default_acl(directory: Path, user: int, group: int, other: int) -> None:
     os.setxattr(directory, "system.posix_acl_default", b"\2\0\0\0" + b"".join(entries))
 
 
-ACL = [("-M 0666", 0o666), ("-M 7777", 0o777), ("", 0o660)]
-ACL_ROOT = [pytest.param("-M 0606 -u 65534", 0o606, marks=pytest.mark.root)]
-
-
-@pytest.mark.parametrize(("line", "mode"), ACL + ACL_ROOT)
-def test_the_mode_is_the_same_where_a_default_acl_narrows_it(
-    line: str, mode: int, work: Path
+@pytest.mark.parametrize(("umask", "acl", "args", "mode", "events"), MODES)
+def test_the_mode_is_right_from_birth_on(
+    umask: int, acl: Any, args: list[str], mode: int, events: list[str], work: Path
 ) -> None:
-    set_default_acl(work, 7, 5, 5)
-    assert run("-n", "-s", work / "s", *line.split(), *TRUE, umask=0o007).status == 0
-    assert stat.S_IMODE((work / "s").stat().st_mode) == mode
+    if acl is not NO_ACL:
+        set_default_acl(work, *acl)
+    seen = []
+    with open(libc.inotify_init1(os.O_NONBLOCK), "rb", buffering=0) as inotify:
+        libc.inotify_add_watch(inotify.fileno(), os.fsencode(work), IN_CREATE | IN_ATTRIB)
+        result = run("-n", "-s", work / "s", *args, *TRUE, umask=umask)
+        data = inotify.read(4096) or b""
+    while data:  # see inotify_event in inotify(7)
+        _, event, _, length = struct.unpack_from("iIII", data)
+        seen.append("created" if event == IN_CREATE else "owner or mode set")
+        data = data[16 + length :]
+    assert result == (0, b"", b"")
+    assert f"{stat.S_IMODE((work / 's').stat().st_mode):04o}" == f"{mode:04o}"
+    assert seen == events
 
 
-@pytest.mark.parametrize(("umask", "line", "mode"), MODES, ids=str)
-def test_the_mode_is_0660_less_the_umask_or_as_asked_from_birth_on(
-    umask: int, line: str, mode: int, work: Path
-) -> None:
-    libc, events = ctypes.CDLL(None), []
-    with open(libc.inotify_init1(os.O_NONBLOCK), "rb", buffering=0) as file:
-        libc.inotify_add_watch(file.fileno(), os.fsencode(work), IN_CREATE | IN_ATTRIB)
-        assert run("-n", "-s", work / "s", *line.split(), *TRUE, umask=umask) == (0, b"", b"")
-        data = file.read(4096)
-    while data:
-        events.append(int.from_bytes(data[4:8], sys.byteorder))
-        data = data[16 + int.from_bytes(data[12:16], sys.byteorder) :]
-    assert stat.S_IMODE((work / "s").stat().st_mode) == mode
-    assert events == ([IN_CREATE, IN_ATTRIB] if "-U" in line else [IN_CREATE])
+def bind(path: Path, kind: int = SOCK_STREAM) -> socket:
+    """Return a socket at a Unix path that everybody may write to, and that does not listen."""
+    sock = socket(AF_UNIX, kind)
+    sock.bind(str(path))
+    path.chmod(0o777)
+    return sock
 
 
-@pytest.mark.root
-def test_a_failed_chown_is_named_as_such_and_leaves_no_socket(
-    work: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    without = ["setpriv", "--bounding-set=-chown", "--inh-caps=-chown", *harness.program]
-    monkeypatch.setattr(harness, "program", without)
-    result = run("-n", "-s", work / "s", "-U", str(NOBODY), *TRUE)
-    assert_refused(result, work / "s", "owner", os.strerror(errno.EPERM))
-    assert not re.search(rb"bind|listen", result.err)
-    assert os.listdir(work) == []
+def stale_socket(path: Path) -> None:
+    """Leave a socket that nobody has open."""
+    bind(path).close()
 
 
-def locked_out(path: Path) -> socket:
-    """Make a service to which an ordinary user may not connect."""
-    service = bind(path)
-    service.listen()
-    path.chmod(0)
-    return service
+def service(path: Path, mode: int = 0o777) -> socket:
+    """Return a service to which everybody may connect, or whom this mode lets."""
+    listening = bind(path)
+    listening.listen(0)
+    path.chmod(mode)
+    return listening
 
 
-Make = Callable[[Path], object]
-OTHERS: dict[str, Make] = {
-    "file-with-content": lambda path: path.write_text("x"),
-    "link-to-an-empty-file": lambda path: path.symlink_to("empty"),
-    "link-to-a-stale-socket": lambda path: path.symlink_to("stale"),
-    "link-to-nothing": lambda path: path.symlink_to("nothing"),
-    "datagram-socket": lambda path: bind(path, SOCK_DGRAM),
-    "service-that-it-may-not-connect-to": locked_out, "directory": os.mkdir, "FIFO": os.mkfifo,
-}  # fmt: skip
+def full_service(path: Path) -> tuple[socket, socket]:
+    """Return a service whose queue is full, and the client that fills it."""
+    listening, client = service(path), socket(AF_UNIX)
+    client.connect(str(path))
+    return listening, client
 
 
-@pytest.mark.parametrize("make", OTHERS.values(), ids=OTHERS)
-def test_what_may_be_somebodys_is_refused_and_stays(make: Make, work: Path) -> None:
+NOT_A_SOCKET = "exists and is not a socket"
+# What stays as it is, "empty" being an empty file and "stale" a stale socket beside it.
+AT_THE_PATH = [
+    pytest.param("s", service, "already in use", id="service"),
+    pytest.param("s", full_service, "already in use", id="service-with-a-full-queue"),
+    pytest.param("s", lambda path: service(path, 0), "Permission denied", id="service-of-others"),
+    pytest.param("s", lambda path: bind(path, SOCK_DGRAM), "wrong type", id="datagram-socket"),
+    pytest.param("s", lambda path: path.write_text("x"), NOT_A_SOCKET, id="file-with-content"),
+    pytest.param("s", lambda path: path.symlink_to("empty"), NOT_A_SOCKET, id="link-to-a-file"),
+    pytest.param("s", lambda path: path.symlink_to("stale"), NOT_A_SOCKET, id="link-to-a-socket"),
+    pytest.param("s", lambda path: path.symlink_to("no"), NOT_A_SOCKET, id="link-to-nothing"),
+    pytest.param("s", os.mkdir, NOT_A_SOCKET, id="directory"),
+    pytest.param("s", os.mkfifo, NOT_A_SOCKET, id="FIFO"),
+    pytest.param("no/s", nothing, "No such file or directory", id="in-no-directory"),
+    pytest.param("fifo/s", lambda path: os.mkfifo(path.parent), "Not a directory",
+                 id="in-a-FIFO", marks=HOSTILE),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "make", "reason"), AT_THE_PATH)
+def test_what_may_be_somebodys_stays(path: str, make: Make, reason: str, work: Path) -> None:
     work.chmod(0o777)  # so that the user could remove it
     (work / "empty").touch()
-    bind(work / "stale").close()
-    kept = make(work / "s")  # and open
+    stale_socket(work / "stale")
+    kept = make(work / path)
     before = snapshot(work)
-    assert_refused(run("-s", work / "s", *TRUE, timeout=5, **as_user()), work / "s")
+    result = run("-s", path, *TRUE, cwd=work, timeout=5, **as_user())
+    assert_refused(result, path, reason)
     assert snapshot(work) == before
     del kept
 
 
-def test_a_stale_socket_and_an_empty_file_are_replaced(work: Path) -> None:
-    bind(work / "stale").close()
-    (work / "empty").touch()
-    for name in "stale", "empty":
-        (work / name).chmod(0o777)
-        assert described("-s", work / name) == [str(work / name)]
-        assert stat.S_IMODE((work / name).stat().st_mode) & 0o007 == 0
+REPLACED = [
+    pytest.param(stale_socket, id="stale-socket"),
+    pytest.param(Path.touch, id="empty-file"),
+]
 
 
-def test_a_live_service_is_already_in_use_and_goes_on(work: Path) -> None:
-    with bind(work / "s") as service:
-        service.listen()
-        before = snapshot(work)
-        assert_refused(run("-s", work / "s", *TRUE), work / "s", "already in use")
-        assert snapshot(work) == before
-        assert service.accept()
+@pytest.mark.parametrize("make", REPLACED)
+def test_what_is_nobodys_is_replaced(make: Make, work: Path) -> None:
+    make(work / "s")
+    (work / "s").chmod(0o777)
+    assert described("-s", work / "s")[0] == str(work / "s")
+    assert stat.S_IMODE((work / "s").stat().st_mode) & 0o007 == 0, "it is a new one"
 
 
-@pytest.mark.parametrize("starts", [2, 10])
-def test_of_several_starts_at_once_exactly_one_wins(starts: int, work: Path) -> None:
-    for number in range(ROUNDS):
-        path = work / f"s{number}"
-        if number % 2 == 0:
-            bind(path).close()
-        with ExitStack() as stack:
-            begun = []
-            for _ in range(starts):
-                begun.append(stack.enter_context(harness.popen("-s", path, "--", *SLEEP)))
-                stack.callback(begun[-1].kill)
-            errors = [process.communicate(timeout=30)[1] for process in begun]
-        assert sorted(process.returncode for process in begun) == [0] + [255] * (starts - 1)
-        assert sum(b"already in use" in error for error in errors) == starts - 1
-        assert connects(path)
+def start_and_swap(moment: int, work: Path, args: list[str]) -> bool:
+    """Start; put "other" at "s", at this stop of those that see the socket; say if there was one.
+
+    The application is missing, as its own system calls would only cost time.
+    """
+    seen = 0
+
+    def swap() -> None:
+        nonlocal seen
+        if (work / "s").is_socket():
+            seen += 1
+            if seen == moment:
+                os.rename(work / "other", work / "s")
+
+    harness.step_through(swap, "-s", "s", *args, "-n", "--", "./missing", cwd=work)
+    return seen == moment
 
 
-def test_a_start_waits_for_one_that_is_under_way_but_not_for_ever(work: Path) -> None:
-    lock = os.open(work, os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    with ExitStack() as stack:
-        for path in "relative", work / "absolute":
-            process = harness.popen("-n", "-s", path, *TRUE, cwd=work)
-            stack.enter_context(process)
-            with pytest.raises(subprocess.TimeoutExpired):
-                process.wait(0.3)
-            stack.callback(process.communicate, timeout=10)
-    os.close(lock)
-    assert {*os.listdir(work)} == {"relative", "absolute"}
+@pytest.mark.hostile
+@pytest.mark.parametrize("plant", [os.link, os.symlink], ids=["file", "link"])
+@pytest.mark.parametrize("args", [["-M666"], pytest.param(["-M666", "-U4199"], marks=ROOT)],
+                         ids=["mode", "mode-and-owner"])  # fmt: skip
+def test_what_takes_the_path_gets_no_owner_or_mode(plant: Any, args: Any, work: Path) -> None:
+    set_default_acl(work, *ACL)  # for there to be a change of mode
+    secret = work / "secret"
+    secret.write_text("secret")  # an empty file may go
+    secret.chmod(0o600)
+    # One system call ends and the next one begins: every other stop sees nothing new.
+    for moment in itertools.count(1, 2):
+        plant(secret, work / "other")
+        if not start_and_swap(moment, work, args):
+            break
+        found = (f"{stat.S_IMODE(secret.stat().st_mode):o}", secret.stat().st_uid)
+        assert found == ("600", os.getuid()), f"the secret's mode and owner, after stop {moment}"
+        assert os.path.lexists(work / "s"), "what took the path has been removed"
+        (work / "s").unlink()
+    assert moment > 10, "so many system calls see the socket"
 
 
-def test_a_directory_that_cannot_be_locked_stops_nobody(work: Path) -> None:
-    work.chmod(0o333)
-    assert run("-n", "-s", work / "s", *TRUE, **as_user()).status == 0
-    work.chmod(0o755)
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold the lock that a start takes on the directory of its socket."""
+    lock = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(lock)
+
+
+# Somebody holds the lock for ever. The directory's mode, what is at the path, why it is refused.
+LOCKS = [
+    pytest.param(0o777, nothing, None, id="held"),
+    pytest.param(0o333, nothing, None, id="held-in-a-directory-that-cannot-be-read"),
+    pytest.param(0o777, full_service, "in use", id="held-and-the-queue-is-full", marks=HOSTILE),
+]
+
+
+@pytest.mark.parametrize(("mode", "make", "reason"), LOCKS)
+def test_no_lock_is_waited_for_for_ever(mode: int, make: Make, reason: Any, work: Path) -> None:
+    kept = make(work / "s")
+    with locked(work):
+        work.chmod(mode)
+        result = run("-n", "-s", work / "s", *TRUE, timeout=8, **as_user())
+        work.chmod(0o755)
+    if reason is not None:
+        assert_refused(result, work / "s", reason)
+    else:
+        assert result == (0, b"", b"")
+        assert (work / "s").is_socket()
+    del kept
+
+
+@pytest.mark.parametrize("path", ["s", "/proc/self/cwd/s"], ids=["relative", "absolute"])
+def test_a_start_waits_for_one_that_is_under_way(path: str, work: Path) -> None:
+    with ExitStack() as lock:
+        lock.enter_context(locked(work))
+        with popen("-s", path, "-P", "pid", *TRUE, cwd=work) as process:
+            try:
+                harness.wait_for("the PID file, which comes before the lock", (work / "pid").exists)
+                assert not (work / "s").exists(), "it has not waited for the lock"
+                with service(work / "s"):  # what the one under way makes
+                    lock.close()
+                    _, err = process.communicate(timeout=10)
+            finally:
+                process.kill()
+    assert (process.returncode, b"already in use" in err) == (255, True), err
 
 
 def test_a_free_lock_is_not_waited_for(work: Path) -> None:
     for _ in range(10):  # on a busy machine a start may take as long as a wait would
-        with suppress(subprocess.TimeoutExpired):
-            assert run("-n", "-s", work / "s", *TRUE, timeout=0.9).status == 0
+        with suppress(pytest.fail.Exception):
+            assert run("-n", "-s", work / "s", *TRUE, timeout=0.9) == (0, b"", b"")
+            assert (work / "s").is_socket()
             return
     pytest.fail("each start takes as long as it waits for a lock")
+
+
+@pytest.mark.parametrize("starts", [2, 10], ids=["two", "ten"])
+@pytest.mark.parametrize("make", [nothing, stale_socket], ids=["new", "for-a-stale-socket"])
+def test_of_several_starts_at_once_exactly_one_wins(starts: int, make: Make, work: Path) -> None:
+    make(work / "s")
+    with ExitStack() as stack:
+        begun = []
+        for _ in range(starts):
+            begun.append(stack.enter_context(popen("-s", work / "s", "--", *SLEEP)))
+            stack.callback(begun[-1].kill)
+        errors = [process.communicate(timeout=30)[1] for process in begun]
+    assert sorted(process.returncode for process in begun) == [0] + [255] * (starts - 1), errors
+    assert sum(b"already in use" in error for error in errors) == starts - 1, errors
+    assert harness.connects(work / "s")

@@ -128,7 +128,8 @@ def serving(server: str, work: pathlib.Path, address: str) -> Iterator[int]:
     words = [*command.format(work=work).split(), str(work / "server")]
     with subprocess.Popen(words, cwd="/", env=harness.ENVIRONMENT) as process:
         try:
-            wait_for(lambda: process.poll() is not None or harness.connects(("127.0.0.1", port)))
+            here = ("127.0.0.1", port)
+            wait_for(server, lambda: process.poll() is not None or harness.connects(here))
             assert process.poll() is None, (work / "log").read_text()
             yield port
         finally:

@@ -32,7 +32,7 @@ def pid_file(on: Machine, path: str = "/run/app.pid") -> set[int]:
 def answers(on: Machine) -> int:
     """Return the PID of the process that answers a request."""
     path = on.path("/run/app.sock")
-    wait_for(lambda: harness.connects(path), 20)
+    wait_for("the socket", lambda: harness.connects(path), 20)
     return int(demo.ask(demo.connect(str(path)))["PID"])
 
 
@@ -61,13 +61,13 @@ def test_cron_holds_no_lock_leaves_the_living_alone_and_brings_the_dead_back(on:
     on.write("/etc/cron.d/app", f"* * * * * root exec >>/run/log 2>&1; {line}\n", "644")
     on.start(f"{FAST_CLOCK} cron -f")
     first = on.running("app.fcgi", 2)
-    wait_for(lambda: b"in use" in on.path("/run/log").read_bytes(), 20)
+    wait_for("cron's second start", lambda: b"in use" in on.path("/run/log").read_bytes(), 20)
     assert pid_file(on) == first
-    wait_for(lambda: "free" in on.sh("flock -n /run/lock/app echo free || :"))
+    wait_for("the lock", lambda: "free" in on.sh("flock -n /run/lock/app echo free || :"))
     on.sh("kill -9 $(cat /run/app.pid)")
-    wait_for(lambda: on.running("app.fcgi", 2).isdisjoint(first))
+    wait_for("new workers", lambda: on.running("app.fcgi", 2).isdisjoint(first))
     assert answers(on) in on.running("app.fcgi", 2)
-    wait_for(lambda: pid_file(on) == on.running("app.fcgi", 2))
+    wait_for("their PIDs", lambda: pid_file(on) == on.running("app.fcgi", 2))
 
 
 def test_start_stop_daemon_and_kill_go_by_the_pid_file(on: Machine) -> None:
@@ -94,7 +94,7 @@ def test_runit_has_the_application_for_a_child_and_brings_it_back(on: Machine) -
     assert answers(on) == first == int(on.path("/srv/service/supervise/pid").read_text())
     assert on.processes("app.fcgi")[first].environ == [b"A=1"]
     on.sh(f"kill -9 {first}")
-    wait_for(lambda: on.running("app.fcgi", 1) - {first})
+    wait_for("a new worker", lambda: on.running("app.fcgi", 1) - {first})
     assert {answers(on)} == on.running("app.fcgi", 1)
 
 
@@ -115,6 +115,6 @@ def test_systemd_knows_all_children_and_sigpipe_is_ignored(words: str, ignored: 
         assert pid_file(on) == first
         assert [state.ignored for state in on.processes("sleep").values()] == [ignored] * 2
         on.sh(f"kill -9 {main}")
-        wait_for(lambda: not on.running("sleep", 2) & first)  # all of them anew
+        wait_for("all of them anew", lambda: not on.running("sleep", 2) & first)
         on.sh("systemctl stop app")
         assert on.running("sleep", 0) == set()

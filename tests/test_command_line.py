@@ -1,0 +1,389 @@
+"""The command line: what is answered, what is taken and comes of it, what is refused by which name.
+
+Lines are written as a shell reads them.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import getopt
+import os
+import random
+import re
+import signal
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from shlex import split
+from typing import Any, NamedTuple
+
+import harness
+import pytest
+from harness import NOBODY, ROOT, SLEEP, accounts, as_user, assert_refused, popen, run
+
+FOR_ROOT, HOSTILE = pytest.mark.root, pytest.mark.hostile
+VALUED, FLAGS = "fdapsMCFbPcugUG", "nSvh?"  # the letters of the options
+ASKING = {"-h", "-?", "--help", "-v", "--version"}
+MAX, MIN = 2**31 - 1, -(2**31)
+F_GETPIPE_SZ = 1032  # in fcntl since Python 3.10
+# Longer runs: SPAWN_FCGI_LINES=5000; the same lines again: SPAWN_FCGI_SEED as it was printed.
+LINES = int(os.environ.get("SPAWN_FCGI_LINES", "30"))
+SEED = int(os.environ.get("SPAWN_FCGI_SEED", time.time_ns() % 10**6))
+
+
+HELP = rb"(?s)[^\n]+\n\nUsage: spawn-fcgi .*\n -f <command> .*\n -G <group> .*"
+VERSION = rb"spawn-fcgi v\d+(\.\d+)+ [^\n]+\n"
+# A line, the status and the answer. A first word that asks is answered whatever follows it.
+ANSWERED = [
+    pytest.param("", 255, HELP, id="nothing"),
+    pytest.param("-h", 0, HELP, id="h"),
+    pytest.param("-?", 0, HELP, id="question-mark"),
+    pytest.param("--help", 0, HELP, id="long-help"),
+    pytest.param("-s s -h -- x", 0, HELP, id="h-later"),
+    pytest.param("-s s -? -- x", 0, HELP, id="question-mark-later"),
+    pytest.param("-s s --help -- x", 0, HELP, id="long-help-later"),
+    pytest.param("-help", 0, HELP, id="h-and-more-letters"),
+    pytest.param("-hx", 0, HELP, id="h-and-a-wrong-letter"),
+    pytest.param("-? --bogus", 0, HELP, id="question-mark-and-a-wrong-word"),
+    pytest.param("-v", 0, VERSION, id="v"),
+    pytest.param("--version", 0, VERSION, id="long-version"),
+    pytest.param("-s s -v -- x", 0, VERSION, id="v-later"),
+    pytest.param("-n --version", 0, VERSION, id="long-version-later"),
+    pytest.param("-version", 0, VERSION, id="v-and-more-letters"),
+    pytest.param("-v -x", 0, VERSION, id="v-and-a-wrong-option"),
+    pytest.param("-v -p 0", 0, VERSION, id="v-and-a-wrong-number"),
+]
+
+
+@pytest.mark.parametrize(("line", "status", "answer"), ANSWERED)
+def test_help_and_version_are_answered_on_stdout(line: str, status: int, answer: bytes) -> None:
+    result = run(*split(line))
+    assert (result.status, result.err) == (status, b"")
+    assert re.fullmatch(answer, result.out)
+    with open("/dev/full", "wb") as full:
+        assert run(*split(line), stdout=full) == (status, b"", b"")
+
+
+def test_help_has_a_line_for_each_option_an_example_and_the_names_of_the_pages() -> None:
+    text = run("-h").out.decode("ascii")
+    lines = re.findall(r"^ -(\S),? ?(<\w+>|--\w+)?  *\w", text, re.M)
+    valued = {letter for letter, value in lines if value.startswith("<")}
+    assert (sorted(letter for letter, _ in lines), valued) == (sorted(VALUED + FLAGS), {*VALUED})
+    assert {*re.findall(r"--\w+", text)} == {"--help", "--version"}
+    assert re.search(r"^ -F .*ignored with -n", text, re.M)
+    assert re.search(r"\n.*: spawn-fcgi -.*\n.*\bspawn-fcgi\(1\).*\(7\)\.?\n$", text)
+
+
+SHOW = 'printf %s "$(tr \\\\0 "|" </proc/$$/cmdline)"'
+WRONG = f"-s {'x' * 108} -M 8 -C x -F 0 -b x -d missing -a x -n -f false"
+RIGHT = "-s s -M 600 -C 4 -F 1 -b 1 -d / -a :: -n -f 'echo $PHP_FCGI_CHILDREN'"
+# A line, what the application prints (./app: its argv), and the name of the socket.
+ACCEPTED = [
+    pytest.param("-ss ./app x", "<./app><x>", "s", id="attached-value"),
+    pytest.param("./app -s t x -n -a ::", "<./app><x>", "t", id="options-between-words"),
+    pytest.param("-nns s ./app --", "<./app>", "s", id="flags-before-an-option-in-one-word"),
+    pytest.param("-s -n ./app x -- y -v", "<./app><x><y><-v>", "-n", id="words-on-both-sides"),
+    pytest.param("-s -h -- ./app -p 1 -h", "<./app><-p><1><-h>", "-h", id="options-for-the-app"),
+    pytest.param("-ss -- ./app --no --help", "<./app><--no><--help>", "s", id="long-ones-for-it"),
+    pytest.param("-nsnF4 -- ./app -- x", "<./app><--><x>", "nF4", id="dashes-of-the-app"),
+    pytest.param("-ss ./app -- --", "<./app><-->", "s", id="dashes-of-the-app-alone"),
+    pytest.param("-b -1 -ss ./app - '' -- ''", "<./app><-><><>", "s", id="dash-and-empty-words"),
+    pytest.param("-s \udcff ./app 'a\nb' \udcffü", "<./app><a\nb><\udcffü>", "\udcff", id="bytes"),
+    pytest.param("-s '\n' ./app", "<./app>", "\n", id="newline-as-a-path"),
+    pytest.param(f"-s {'x' * 107} ./app", "<./app>", "x" * 107, id="path-of-107-bytes"),
+    pytest.param("-ss -f exit app", "<app>", "s", id="f-is-ignored-beside-a-bare-app"),
+    pytest.param("-ss -a localhost ./app", "<./app>", "s", id="a-is-ignored-beside-s"),
+    pytest.param(f"-ss -M0 -F1 -C{MIN} -b{MIN} ./app", "<./app>", "s", id="least"),
+    pytest.param(f"-ss -M7777 -F{MAX} -C{MAX} -b{MAX} ./app", "<./app>", "s", id="most"),
+    pytest.param(f"{WRONG} {RIGHT}", "4\n", "s", id="the-last-of-an-option"),
+    pytest.param(f"-ss -f '{SHOW}'", f"sh|-c|exec {SHOW}|", "s", id="shell-command"),
+    pytest.param("-ss -d /usr ../bin/pwd", "/usr\n", "s", id="app-relative-to-the-directory"),
+]
+
+
+@pytest.mark.parametrize(("line", "prints", "sock"), ACCEPTED)
+def test_a_line_that_is_taken_starts_what_it_says(
+    line: str, prints: str, sock: str, work: Path
+) -> None:
+    (work / "app").write_text('#!/bin/sh\nprintf \'<%s>\' "$0" "$@"\n')
+    (work / "app").chmod(0o755)
+    assert run("-n", *split(line), cwd=work) == (0, os.fsencode(prints), b"")
+    assert {*os.listdir(work)} == {"app", sock}
+
+
+@pytest.mark.parametrize("mode", ["-n", "-F2"])
+def test_the_directory_is_changed_to_before_the_application_is_looked_at(
+    mode: str, work: Path
+) -> None:
+    assert_refused(run("-s", "s", mode, "-d", "lost", "--", "/no/app", cwd=work), "lost")
+
+
+# A line, what its message names, and what it does not name.
+REFUSED = [
+    pytest.param("-x -- ./a", ["unknown option -x", "spawn-fcgi -h"], ["after --"], id="unknown"),
+    pytest.param("-nx -- ./a", ["unknown option -nx"], [], id="unknown-after-a-flag"),
+    pytest.param("-x -v -- ./a", ["unknown option -x"], [], id="unknown-before-v"),
+    pytest.param("-4p 9 -n -- ./a", ["unknown option -4p"], ["requires"], id="unknown-before-p"),
+    pytest.param("-xp 9 -- ./a", ["unknown option -xp"], ["requires"], id="unknown-before-last-p"),
+    pytest.param("-p 9 -nX -- ./a", ["unknown option -nX"], ["requires"], id="unknown-after-p"),
+    pytest.param("-n -xF -ss -- ./a", ["unknown option -xF"], ["requires"], id="unknown-before-F"),
+    pytest.param("-z app -- ./a", ["unknown option -z"], ["app", "after"], id="unknown-and-app"),
+    pytest.param("-n= -- ./a", ["unknown option -n="], [], id="flag-with-a-value"),
+    pytest.param("--- -- ./a", ["unknown option ---"], [], id="three-dashes"),
+    pytest.param("--bogus 1 -- ./a", ["unknown option --bogus"], [], id="long-unknown"),
+    pytest.param("--bogus=1 -- ./a", ["unknown option --bogus=1"], [], id="long-with-a-value"),
+    pytest.param("--help=1 -- ./a", ["unknown option --help=1"], [], id="help-with-a-value"),
+    pytest.param("-é -- ./a", ["unknown option -é"], [], id="unknown-and-not-ASCII"),
+    pytest.param("-\udcff -- ./a", ["unknown option -\udcff"], [], id="unknown-byte"),
+    pytest.param("'-\n' -- ./a", ["unknown option -\\x0a"], [], id="unknown-newline"),
+    pytest.param("-p 1 -x -s", ["unknown option -x"], ["requires", "after"], id="two-wrong-words"),
+    pytest.param("app -x yy -- ./a", ["-x", "for app go after --"], ["yy"], id="unknown-after-app"),
+    pytest.param("'' -x -- ./a", ["-x", "go after --"], [], id="unknown-after-an-empty-app"),
+    pytest.param("-p 9 /bin/app -f", ["-f", "/bin/app go after --"], [], id="options-of-the-app"),
+    pytest.param("app 1 -d x --no", ["--no", "app go after --"], [], id="unknown-between-words"),
+    pytest.param(f"app {'x ' * 3000}-X", ["-X", "app go after --"], [], id="after-3000-words",
+                 marks=HOSTILE),
+    pytest.param("-s -- ./a", ["-s requires an argument"], ["./a"], id="s-without-a-value"),
+    pytest.param("-p 9 -a -- ./a", ["-a requires an argument"], [], id="a-without-a-value"),
+    pytest.param("-nF -- ./a", ["-nF requires an argument"], [], id="F-of-a-word-without-a-value"),
+    pytest.param("-ss -P pid", ["no FastCGI application given"], [], id="no-app"),
+    pytest.param("-ss -P pid --", ["no FastCGI application given"], [], id="no-app-after-dashes"),
+    pytest.param("-ss -n", ["no FastCGI application given"], [], id="no-app-to-become"),
+    pytest.param("-ss -P pid -- ''", ["no FastCGI application given"], [], id="empty-app"),
+    pytest.param("-ss -n -f ''", ["no FastCGI application given"], [], id="empty-shell-command"),
+    pytest.param("-ss -n -f id ''", ["no FastCGI application given"], [], id="empty-app-beside-f"),
+    pytest.param("-P pid -n -- ./a", ["-p", "-s"], [], id="neither-p-nor-s"),
+    pytest.param("-P pid -p 9 -s s -- ./a", ["-p", "-s"], [], id="both-p-and-s"),
+    pytest.param(f"{RIGHT} {WRONG}", ["-s"], [], id="last-of-an-option"),
+    pytest.param("-P pid -s '' -- ./a", ["-s"], [], id="empty-path"),
+    pytest.param(f"-P pid -s {'x' * 108} -- ./a", ["x" * 108], [], id="path-of-108-bytes"),
+    pytest.param(f"-P pid -s {'ü' * 54} -- ./a", ["ü" * 54], [], id="path-of-108-bytes-in-UTF-8"),
+    pytest.param("-s no/s -n -c . -- ./a", ["no/s", "new root ."], [], id="path-in-the-new-root",
+                 marks=FOR_ROOT),
+]  # fmt: skip
+# What is taken, as a later step is told. And two faults: which one comes first, and which not.
+ORDER = [
+    pytest.param("-p 1 -a 192.0.2.1 ./a", ["192.0.2.1 port 1:"], [], id="p-1"),
+    pytest.param("-p 65535 -a 192.0.2.1 ./a", ["192.0.2.1 port 65535"], [], id="p-65535"),
+    pytest.param("-p '\t9' -a 192.0.2.1 ./a", ["192.0.2.1 port 9:"], [], id="p-after-a-tab"),
+    pytest.param(
+        "-p '\n\v\f\r +09' -a 192.0.2.1 ./a", ["port 9:"], [], id="p-after-blanks-and-sign"
+    ),
+    pytest.param("-p 0 -x", ["-x"], ["-p"], id="words-before-values"),
+    pytest.param("-s no/s -F 0x -P gone/p ./a", ["0x"], ["gone"], id="values-before-P"),
+    pytest.param("-s no/s -P gone/p ./a", ["gone"], ["no/s"], id="P-before-s"),
+    pytest.param("-s no/s -n -d lost ./a", ["no/s"], ["lost"], id="s-before-d"),
+    pytest.param("-p9 -a192.0.2.1 -nd lost ./a", ["192.0.2.1"], ["lost"], id="p-before-d"),
+    pytest.param("-s s -F 0x -u who ./a", ["0x"], ["who"], id="values-before-u", marks=FOR_ROOT),
+    pytest.param("-s s -G who -P gone/p ./a", ["who"], ["gone"], id="G-before-P", marks=FOR_ROOT),
+    pytest.param("-s no/s -SnU who ./a", ["who"], ["no/s"], id="U-before-S", marks=FOR_ROOT),
+    pytest.param("-s no/s -S -P gone/p ./a", ["gone"], ["no/s"], id="P-before-S", marks=FOR_ROOT),
+    pytest.param("-s no/s -Snc jail ./a", ["no/s"], ["jail"], id="S-before-c", marks=FOR_ROOT),
+    pytest.param("-s no/s -nc jail ./a", ["jail"], ["no/s"], id="c-before-s", marks=FOR_ROOT),
+    pytest.param("-ss -nc jail -d lost ./a", ["jail"], ["lost"], id="c-before-d", marks=FOR_ROOT),
+]
+
+
+@pytest.mark.parametrize(("line", "names", "not_named"), [*REFUSED, *ORDER])
+def test_a_wrong_line_is_refused_by_name_before_any_work(
+    line: str, names: list[str], not_named: list[str], work: Path
+) -> None:
+    result = run(*split(line), cwd=work)
+    assert_refused(result, *names)
+    assert [text for text in not_named if text.encode() in result.err] == [], result
+    assert os.listdir(work) == []
+
+
+class Bad(NamedTuple):
+    """Values that an option refuses, each with a message that names it and says why."""
+
+    option: str
+    beside: str  # what else the line needs
+    says: str
+    values: list[str]
+
+
+NOT_NUMBERS = ["", "+", "x", "0x10", "1_000", "1.5", "9\n", "--1", "\u0661", "9\udcff", "7" * 5000]
+ADDRESSES = ["", "localhost", "*", "256.0.0.1", "1.2.3.4.5", "127.0.0.1:80", "[::1]", "::g", "0"]
+ADDRESSES += ["::1%nosuch", "b\u00fccher.example", "a" * 300, "127.0.0.1\n", "127.1", "010.0.0.1"]
+ADDRESSES += ["9000", "127.0.0.1%lo", "::1%"]
+NAMES = ["", "nosuch", "4294967295", "-1", "12x", "4_1", "1 ", "\u0664\udcff", "9" * 5000]
+GOOD = "-s s -S -u app -U app"  # which excuses nothing
+NOT_AS_ROOT = "will not run as root"
+NOT_OF_ROOT = "neither the owner nor the group of the socket may be root"
+# fmt: off
+BAD = [
+    Bad("-p", "", "not a number from 1 to 65535", [*NOT_NUMBERS, "0", "-1", "65536", "4294976296"]),
+    Bad("-M", "-s s", "not a number from 0 to 7777", [*NOT_NUMBERS, "-1", "8", "0o660", "10000"]),
+    Bad("-F", "-s s", f"not a number from 1 to {MAX}:", [*NOT_NUMBERS, "-1", "0", str(MAX + 1)]),
+    Bad("-C", "-s s", f"from {MIN} to {MAX}:", [*NOT_NUMBERS, str(MIN - 1), str(MAX + 1)]),
+    Bad("-b", "-s s", f"from {MIN} to {MAX}:", [*NOT_NUMBERS, str(MIN - 1), str(MAX + 1)]),
+    Bad("-a", "-p 9", "not a numeric", ADDRESSES),
+]
+# Of the accounts in harness.py: extra is a group only, toor a user only.
+BAD_FOR_ROOT = [
+    Bad("-u", GOOD, "-u: ", [*NAMES, "extra"]),
+    Bad("-g", GOOD, "-g: ", [*NAMES, "toor"]),
+    Bad("-U", GOOD, "-U: ", [*NAMES, "extra"]),
+    Bad("-G", GOOD, "-G: ", [*NAMES, "toor"]),
+    Bad("-u", GOOD, NOT_AS_ROOT, ["root", "0", "toor", "rootgroup", "4103"]),
+    Bad("-g", GOOD, NOT_AS_ROOT, ["root", "0", "+00", "wheel"]),
+    Bad("-U", GOOD, NOT_OF_ROOT, ["root", "0", "toor", "rootgroup", "4103"]),
+    Bad("-G", GOOD, NOT_OF_ROOT, ["root", "0", "+00", "wheel"]),
+]
+# fmt: on
+
+
+def spelled(value: str) -> str:
+    """Spell a value in a few letters that pytest's -k takes."""
+    return re.sub(r"[^\w.:/+\\-]+", "_", ascii(value)[1:-1])[:30] or "empty"
+
+
+def values(rows: list[Bad], *marks: pytest.MarkDecorator) -> list[Any]:
+    """Return a row for each value."""
+    return [
+        pytest.param(row, value, id=f"{row.option}-{spelled(value)}", marks=marks)
+        for row in rows
+        for value in row.values
+    ]
+
+
+@pytest.mark.parametrize(("row", "value"), [*values(BAD), *values(BAD_FOR_ROOT, FOR_ROOT)])
+def test_a_bad_value_is_refused_by_name_before_any_work(row: Bad, value: str, work: Path) -> None:
+    caller = accounts(work) if os.getuid() == 0 else {"cwd": work}
+    line = [*split(row.beside), "-P", "gone/pid", row.option, value, "--", "./a"]
+    result = run(*line, **caller)
+    named = value.replace("\n", "\\x0a") or "''"
+    assert_refused(result, row.option, named, row.says)
+    assert b"known" not in result.err, "no resolver was asked"
+    assert b"gone" not in result.err, "this comes before the PID file"
+    assert os.listdir(caller["cwd"]) == []
+
+
+ODD = "x\n\x1b[2J\r\udcff\xe9"
+# Lines, at the end of which that is put.
+ODD_LINES = [
+    pytest.param("-p", id="port"),
+    pytest.param("-p 9 -a", id="address"),
+    pytest.param("-s no/", id="path"),
+    pytest.param("-s s -M", id="mode"),
+    pytest.param("-s s -P no/", id="PID-file"),
+    pytest.param("-s s -d", id="directory"),
+    pytest.param("-s s -F", id="children"),
+    pytest.param("-s s -C", id="PHP-children"),
+    pytest.param("-s s -x", id="unknown-option"),
+    pytest.param("-s s -n ./", id="app"),
+    pytest.param("-s s -c", id="root", marks=FOR_ROOT),
+    pytest.param("-s s -u", id="user", marks=FOR_ROOT),
+    pytest.param("-s s -G", id="group", marks=FOR_ROOT),
+]
+
+
+@HOSTILE
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+@pytest.mark.parametrize("line", ODD_LINES)
+def test_odd_bytes_forge_no_line(line: str, locale: str, work: Path) -> None:
+    result = run(*f"{line}{ODD}".split(" "), "--", "/bin/true", cwd=work, env={"LC_ALL": locale})
+    assert result.status in (errno.ENOENT, 255)
+    assert re.fullmatch(rb"spawn-fcgi: [^\x00-\x1f\x7f]*x\\x0a\\x1b[^\x00-\x1f\x7f]*\n", result.err)
+    assert {*os.listdir(work)} <= {"s"}
+
+
+# A line with options that are for root only, and those that the warning names.
+IGNORED = [
+    pytest.param("", "", id="nothing"),
+    pytest.param("-c /none", "-c", id="c"),
+    pytest.param("-S", "-S", id="S"),
+    pytest.param("-u nosuch", "-u", id="u"),
+    pytest.param("-u ''", "-u", id="u-empty"),
+    pytest.param("-g 0", "-g", id="g"),
+    pytest.param("-U 4294967296", "-U", id="U"),
+    pytest.param("-G root", "-G", id="G"),
+    pytest.param("-S -g ''", "-S -g", id="S-and-g"),
+    pytest.param("-u 0 -g '' -U root -G -1 -c '' -S", "-c -S -u -g -U -G", id="all"),
+]
+
+
+@pytest.mark.parametrize(("line", "ignored"), IGNORED)
+def test_what_is_for_root_has_no_effect_for_others_but_a_warning(
+    line: str, ignored: str, work: Path
+) -> None:
+    work.chmod(0o777)
+    show = ("-n", "--", "/bin/cat", "/proc/self/status")
+    result = run("-s", work / "s", *split(line), *show, **as_user())
+    uid = NOBODY if os.getuid() == 0 else os.getuid()
+    assert (result.status, result.out.count(b"\nUid:" + b"\t%d" % uid * 4)) == (0, 1), result
+    assert (work / "s").stat().st_uid == uid
+    warning = [f"spawn-fcgi: warning: not root, ignoring {ignored}"]
+    assert result.lines == (warning if ignored else [])
+
+
+@HOSTILE
+def test_a_hundred_thousand_arguments_go_through(work: Path) -> None:
+    app = ["/bin/sh", "-c", "echo $#", *["-x"] * 100_000]
+    assert run("-n", "-s", work / "s", "--", *app, timeout=5) == (0, b"99999\n", b"")
+
+
+@pytest.mark.parametrize("script", [False, True], ids=["installed", "script"])
+@pytest.mark.parametrize("caller", [signal.SIG_DFL, signal.SIG_IGN], ids=["takes", "ignores"])
+def test_ctrl_c_ends_it_quietly_as_a_signal_does_unless_the_caller_ignores_it(
+    caller: signal.Handlers, script: bool, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if script and "SPAWN_FCGI" not in os.environ:
+        monkeypatch.setattr(harness, "program", [sys.executable, str(ROOT / "spawn_fcgi.py")])
+    reader, writer = os.pipe()
+    os.write(writer, b" " * fcntl.fcntl(writer, F_GETPIPE_SZ))  # full, so that it waits to speak
+    handle = partial(signal.signal, signal.SIGINT, caller)
+    args = ("-s", work / "s", "-F", "2", "--", *SLEEP)
+    with popen(*args, stdout=writer, preexec_fn=handle) as process:
+        os.close(writer)
+        try:
+            harness.wait_for("the socket", lambda: harness.connects(work / "s"))
+            process.send_signal(signal.SIGINT)
+        finally:
+            os.close(reader)
+        _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (-signal.SIGINT if caller == signal.SIG_DFL else 0, b"")
+
+
+def random_line(chance: random.Random) -> list[str]:
+    """Return a line of good and bad words that can do no harm, mostly with -n, which is quick."""
+    words = "-n -S -nS -x -n9 --bogus --help=1 --help --version -v -h -? -- - -s -p -M -u -d -a 7 é"
+    words += " -ss -s-- -p0 -M600 -M9 -C3 -C-1 -F1 -F0 -F+2 -b-1 -Ppid -P/ -d. -a::1 -a* -ftrue"
+    words += " -c. -unobody -u0 -gx -U1 -G-1 /bin/true"
+    some = [*words.split(), "", " ", "a\nb", "\udcff", f"-p {harness.free_port()}"]
+    line = ["-n"] * (chance.random() < 0.8) + chance.choices(some, k=chance.randint(0, 6))
+    line.insert(chance.randint(0, len(line)), "-ssock")
+    return line + ["--", "/bin/true"] * (chance.random() < 0.6)
+
+
+def asks_or_is_wrong(line: list[str]) -> tuple[bool, bool]:
+    """Say, by another parser than docopt, whether a line asks for an answer or has a bad word."""
+    letters = "".join(f"{letter}:" for letter in VALUED) + FLAGS
+    head = line[: line.index("--")] if "--" in line else line
+    try:
+        given, _ = getopt.gnu_getopt(head, letters, ["help", "version"])
+    except getopt.GetoptError:
+        return line[0][:2] in ASKING, True
+    return line[0][:2] in ASKING or any(option in ASKING for option, _ in given), False
+
+
+def test_a_random_line_is_answered_refused_in_one_line_or_run(work: Path) -> None:
+    print(f"SPAWN_FCGI_SEED={SEED}")
+    chance = random.Random(SEED)
+    for number in range(LINES):
+        line = random_line(chance)
+        (work / str(number)).mkdir()
+        result = run(*line, cwd=work / str(number))
+        told = [text for text in result.lines if "warning" not in text]
+        context = f"line {number}: {line!a}: {result}"
+        assert re.fullmatch(rb"(spawn-fcgi: [^\x00-\x1f\x7f]+\n)*", result.err), context
+        asks, wrong = asks_or_is_wrong(line)
+        if asks:
+            assert (result.status, told) == (0, []), context
+            assert result.out, context
+        elif wrong or result.status != 0:
+            assert result.status in ([255] if wrong else [errno.ENOENT, 255]), context
+            assert (result.out, len(told)) == (b"", 1), context
