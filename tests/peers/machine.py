@@ -5,6 +5,7 @@ What the documents say is typed there as it stands, with its paths, ports and us
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import os
 import pathlib
@@ -77,12 +78,13 @@ class Machine(NamedTuple):
         return pathlib.Path(f"/proc/{self.init}/root{path}")
 
     def processes(self, name: str) -> dict[int, harness.State]:
-        """Return the states of its processes of a name, by the PIDs that they have in it."""
+        """Return the states of its processes of a name, such as php-fpm*, by their PIDs in it."""
         found, namespace = {}, os.stat(f"/proc/{self.init}/ns/pid")
         for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))):
             with suppress(OSError, KeyError):  # it has ended meanwhile
                 here = os.path.samestat(os.stat(f"/proc/{pid}/ns/pid"), namespace)
-                if here and harness.proc(pid, "comm") == f"{name}\n".encode():
+                comm = harness.proc(pid, "comm").decode().rstrip("\n")
+                if here and fnmatch.fnmatch(comm, name):
                     inside = harness.proc(pid, "status").partition(b"NSpid:")[2].split()[1]
                     found[int(inside)] = harness.state(pid)
         return found

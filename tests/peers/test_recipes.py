@@ -1,4 +1,7 @@
-"""The manual's commands and files, typed as they stand, do what it says of them."""
+"""Every block of README and of both pages, typed as it stands, does what is said of it there.
+
+A new recipe is a new row below, where its processes, sockets and servers are in nobody's way.
+"""
 
 from __future__ import annotations
 
@@ -7,164 +10,254 @@ import json
 import os
 import re
 import shlex
+from typing import NamedTuple
 
 import pytest
 from harness import ROOT, connects, wait_for
 from machine import FAST_CLOCK, INIT, SYSTEMD, Machine, machine
+
+
+class Step(NamedTuple):
+    """Type the blocks of a title, see that what they start runs and stays, and go on."""
+
+    title: str  # of the subsection; in README and under EXAMPLES, the line above the block
+    count: int = 0  # so many processes run then ...
+    name: str = "-"  # ... of this name, where * stands for anything
+    stay: int | None = None  # if the first one is killed, so many stay, and others come
+    says: str = ""  # what the commands print: a regular expression
+    after: str = ""  # a script that is typed afterwards, each of whose commands must succeed
+
+    def then(self, script: str) -> Step:
+        """Return this step with the script that is typed after it."""
+        return self._replace(after=script)
+
+
+PAGES = r"PHP 8.*WSGI at /app and /here\n.*CGI at /cgi-bin/hello\n"
+PERL = [
+    Step("The user"),
+    Step("Perl", 4, "app.fcgi").then("""
+        kill $(cat /run/app.pid); sed -i '2i warn "serving\\n";' /srv/app/app.fcgi
+    """),
+]
+README = [
+    Step(
+        "Clone this repository and, in the checkout, try it on Debian",
+        says="answered by PID.* passed",
+    ),
+    Step("Install the command for all users, as root").then(
+        "spawn-fcgi -v; ls /usr/local/share/man/man?/spawn-fcgi*.[17]"
+    ),
+    Step("As root, create a user, and install PHP and the sample application"),
+    Step("Start four workers on a TCP port, and keep their PIDs", 4, "python3").then("""
+        ss -Hltn | grep 127.0.0.1:9000
+    """),
+    Step("Stop them, and wait until they are gone").then("[ ! -e /proc/$(tail -1 /run/app.pid) ]"),
+    Step("Start PHP as the user app, on a Unix socket for www-data alone", 5, "php-cgi"),
+    Step("Become the application, in the last line of a run script", 1, "python3").then("""
+        kill $(pgrep python3)
+        sed -i 's/    main()/    os.write(2, b"serving"); main()/' /srv/app/app.fcgi
+    """),
+    Step("Append the application's standard error to a log file", 1, "python3").then("""
+        await 'grep serving /var/log/app.log'
+        make uninstall; ls -d /usr/local/*/spawn-fcgi && exit 1; true
+    """),
+]
+WEB_SERVERS = [
+    Step("The user"),
+    Step("PHP", 5, "php-cgi"),
+    Step("WSGI", 4, "app.py"),
+    Step("CGI", 4, "fcgiwrap"),
+    Step("lighttpd", says=PAGES).then("""
+        old=$(pidof php-cgi); asked 2001 :80; [ "$old" != "$(pidof php-cgi)" ]
+        service lighttpd stop
+    """),
+    Step("Apache", says=PAGES).then("service apache2 stop"),
+    # All four end, also those that another was faster than.
+    Step("nginx", says=PAGES).then("kill $(cat /run/app.pid); await '! pgrep app.py'"),
+    Step("uWSGI", 5, "uwsgi-core").then("""
+        curl -s http://127.0.0.1:8080/app/here | grep 'WSGI at /app and /here'
+        kill $(cat /run/php.pid)
+    """),
+    Step("PHP-FPM", 5, "php-fpm*").then("asked 6 :8080; kill $(cat /run/app.pid)"),
+    Step("Perl", 4, "app.fcgi").then("""
+        curl -s http://127.0.0.1:8080/app/here | grep 'Perl at /app/here'
+        kill $(cat /run/php.pid); await '! pgrep php-fpm'
+    """),
+    Step("PHP in a new root", 5, "php-cgi", says="from /www/hello.php, ..:.. UTC").then("""
+        [ $(readlink /proc/$(pgrep -o php-cgi)/root) = /srv/jail ]
+        kill $(cat /run/jail.pid); await '! pgrep php-cgi'
+        ip addr add 10.0.0.2/24 dev lo
+        spawn-fcgi -a 10.0.0.3 -p 9000 -u app -C 4 -- /usr/bin/php-cgi
+    """),
+    Step("Several hosts", 10, "php-cgi").then("""
+        service nginx restart; asked 6 :8081; kill $(cat /run/php.pid)
+        await '! ss -Hltn | grep 10.0.0.2:9000'; asked 6 :8081; kill $(pidof php-cgi)
+        await '! pgrep php-cgi'; mv /var/www/html/hello.php .
+    """),
+    Step("Containers").then("""
+        await '[ $(pgrep -cu www-data php-cgi) = 5 ]'; service nginx restart
+        asked 6 :8081; grep -P '^NSpid:.*\\t1$' /proc/$(pgrep -o php-cgi)/status
+        kill $(pgrep -o php-cgi); await '! pgrep php-cgi'
+    """),
+]
+STARTERS = [
+    *PERL,
+    Step("Shell script", 4, "app.fcgi", says="running: 4 of 4").then("""
+        cd /srv/app
+        kill -9 $(pgrep -o app.fcgi); await './ctl status | grep "running: 3 of 4"'
+        ./ctl start | grep 'already running: 3 of 4'
+        ./ctl force-reload; ./ctl status | grep 'running: 4 of 4'
+        kill -STOP $(pgrep -o app.fcgi); fast ./ctl stop; pgrep app.fcgi && exit 1
+        ls /run/app.pid && exit 1; [ "$(./ctl status || echo $?)" = "running: 0 of 4\n3" ]
+
+        ./ctl start; sed -i 's/^user=app/user=www-data/' ctl  # changed too early
+        ./ctl status 2>&1 | grep 'app.pid: not processes of www-data: [0-9]'
+        ./ctl start && exit 1; ./ctl stop && exit 1
+        [ $(cat /run/app.pid | wc -w) = $(pgrep -cu app app.fcgi) ]
+        sed -i 's/^user=www-data/user=app/' ctl; ./ctl stop; pgrep app.fcgi && exit 1
+        sed 's/^user=app/user=www-data/' ctl >other; chmod 755 other; ./other start
+        ./other restart; ./other status | grep 'running: 4 of 4'; ./other stop
+        sleep 99 & echo $! >/run/app.pid; ./ctl stop && exit 1; kill $!  # a stranger lives
+
+        sed 's,^app=[^ ]*,app=/usr/bin/php-cgi,; s/^number=4/number=1/
+            s/^php_children=-1/php_children=4/' ctl >php; chmod 755 php; ./php start
+        await '[ $(pgrep -c php-cgi) = 5 ]'; ./php status | grep 'running: 1 of 1'
+        ./php stop; pgrep php-cgi && exit 1
+
+        rm -f /etc/cron.d/*; : >/etc/crontab; touch -d @1 /etc/crontab /etc/cron.d
+        fast cron
+    """),
+    Step("cron", 4, "app.fcgi").then("""
+        kill -9 $(pgrep app.fcgi); await '/srv/app/ctl status | grep "running: 4 of 4"'
+        rm /etc/cron.d/app; kill $(cat /run/crond.pid); /srv/app/ctl stop
+    """),
+    Step("SysV init", 4, "app.fcgi").then("""
+        ls /etc/rc2.d/S*app; service app status; service app stop
+        service app status && exit 1; runsvdir -P /etc/service >/dev/null 2>&1 &
+    """),
+    Step("runit", 1, "app.fcgi", stay=0).then("""
+        await 'grep serving /var/log/app/current'
+        rm /etc/service/app; sv exit /etc/sv/app
+        service supervisor start; await 'supervisorctl pid'
+    """),
+    Step("supervisord", 1, "app.fcgi", stay=0).then("""
+        await 'grep serving /var/log/supervisor/app*'
+        service supervisor stop; await '! pgrep supervisord'
+    """),
+    Step("multiwatch", 4, "app.fcgi", stay=3).then("kill $(pidof multiwatch)"),
+]
+UNITS = [
+    *PERL,
+    Step("systemd, Type=forking", 4, "app.fcgi", stay=0).then("""
+        systemctl is-enabled app; systemctl disable --now app
+    """),
+    Step("systemd, Type=simple", 1, "app.fcgi", stay=0).then("""
+        await 'journalctl -u app | grep serving'; systemctl disable --now app
+        systemd-run -p User=app -p AmbientCapabilities=CAP_NET_BIND_SERVICE \
+            /usr/local/bin/spawn-fcgi -n -p 90 -- /srv/app/app.fcgi
+        await 'ss -Hltn | grep :90'; kill $(pgrep app.fcgi)
+    """),
+    Step("systemd, User=", 1, "app.fcgi", stay=0).then("systemctl is-enabled app"),
+]
+PLANS = {"README": README, "web servers": WEB_SERVERS, "starters": STARTERS, "units": UNITS}
 
 ESCAPES = {r"\(aq": "'", r"\(dq": '"', r"\(ha": "^", r"\(ti": "~", r"\-": "-", r"\e": "\\"}
 MANUAL, COOKBOOK = (
     re.sub(r"\\(\(..|.)", lambda it: ESCAPES.get(it[0], it[0]), (ROOT / "man" / page).read_text())
     for page in ("spawn-fcgi.1", "spawn-fcgi-recipes.7")
 )
-EXAMPLES = dict(re.findall(r"^(.*):\n(\.Bd (?:.*\n)*?\.Ed$)", MANUAL, re.M))
-PARTS = dict(re.findall(r"^\.Ss (.*)\n((?:(?!\.S[sh] ).*\n)*)", COOKBOOK, re.M))
+SHOWN = re.findall(r"^(.*):\n```sh\n((?:.*\n)*?)```$", (ROOT / "README.md").read_text(), re.M)
+SHOWN += re.findall(r"^(.*):\n\.Bd -literal.*\n((?:.*\n)*?)\.Ed$", MANUAL, re.M)
+PARTS = re.findall(r"^\.Ss (.*)\n((?:(?!\.S[sh] ).*\n)*)", COOKBOOK, re.M)
 BLOCK = re.compile(r"(?:^\.Pa (\S+) :\n)?^\.Bd -literal.*\n((?:.*\n)*?)\.Ed$", re.M)
-# The path of a file, empty for commands, and the text.
-RECIPES = {title: BLOCK.findall(part) for title, part in {**PARTS, **EXAMPLES}.items()}
-# "# title" is all of a recipe, or of an example by what the manual says of it. Then so many
-# processes run; when the first is killed, so many of these go on and the others come back; and the
-# recipe's commands have said that. What is below is typed next.
-STEP = r"^# ([^:>\n]*?)(?:: (\d+) (\S+))?(?:, killed: (\d) stay)?(?: > (.*))?\n((?:(?!# ).*\n)*)"
-PERL = r"""# The user
-# Perl: 4 app.fcgi
-kill $(cat /run/app.pid); sed -i '2i warn "serving\\n";' /srv/app/app.fcgi
+# Each block is the path of a file, empty for commands, and its text.
+RECIPES = {title: [("", text)] for title, text in SHOWN}
+RECIPES.update({title: BLOCK.findall(part) for title, part in PARTS})
+
+CHECKOUT = "/srv/src"
+COPY = f"""mkdir {CHECKOUT}
+tar -C {shlex.quote(str(ROOT))} --exclude .venv --exclude .git -c . | tar -C {CHECKOUT} -x
 """
-PLANS = {
-    "web servers": r"""# The user
-# PHP: 5 php-cgi
-# WSGI: 4 app.py
-# CGI: 4 fcgiwrap
-# lighttpd > PHP 8.*WSGI at /app and /here\n.*CGI at /cgi-bin/hello\n
-old=$(pidof php-cgi); asked 2001 :80; [ "$old" != "$(pidof php-cgi)" ]; service lighttpd stop
-# Apache > PHP 8.*WSGI at /app and /here\n.*CGI at /cgi-bin/hello\n
-service apache2 stop
-# nginx > PHP 8.*WSGI at /app and /here\n.*CGI at /cgi-bin/hello\n
-kill $(cat /run/app.pid); await '! pgrep app.py'  # also those that another was faster than
-# uWSGI: 5 uwsgi-core
-curl -s http://127.0.0.1:8080/app/here | grep 'WSGI at /app and /here'; kill $(cat /run/php.pid)
-# PHP-FPM: 5 php-fpm8.2
-asked 6 :8080; kill $(cat /run/app.pid)
-# Perl: 4 app.fcgi
-curl -s http://127.0.0.1:8080/app/here | grep 'Perl at /app/here'; kill $(cat /run/php.pid)
-ip addr add 10.0.0.2/24 dev lo; spawn-fcgi -a 10.0.0.3 -p 9000 -u app -C 4 -- /usr/bin/php-cgi
-# Several hosts: 10 php-cgi
-service nginx restart; asked 6 :8081; kill $(cat /run/php.pid)
-await '! ss -Hltn | grep 10.0.0.2:9000'; asked 6 :8081; kill $(pidof php-cgi)
-await '! pgrep php-cgi'; mkdir /srv/src; mv /var/www/html/hello.php /srv/src
-tar -C "$ROOT" --exclude .venv --exclude .git -c . | tar -C /srv/src -x
-# Containers
-await '[ $(pgrep -cu www-data php-cgi) = 5 ]'; service nginx restart; asked 6 :8081
-grep -P '^NSpid:.*\t1$' /proc/$(pgrep -o php-cgi)/status
-""",
-    "starters": rf"""{PERL}# Shell script: 4 app.fcgi > 4 of 4 run
-cd /srv/app; kill -9 $(pgrep -o app.fcgi); await './ctl status | grep "3 of 4 run"'
-./ctl start; ./ctl status | grep '3 of 4 run'; ./ctl restart; ./ctl status | grep '4 of 4 run'
-kill -STOP $(pgrep -o app.fcgi); fast ./ctl stop; pgrep app.fcgi && exit 1
-ls /run/app.pid && exit 1; [ "$(echo $(./ctl status || echo $?))" = '0 of 4 run 3' ]
-sleep 99 & echo $! >/run/app.pid; ./ctl stop; readlink /proc/$!/exe; kill $!
-rm -f /etc/cron.d/*; : >/etc/crontab; touch -d @1 /etc/crontab /etc/cron.d; fast cron
-# cron: 4 app.fcgi
-kill -9 $(pgrep app.fcgi); await '/srv/app/ctl status | grep "4 of 4 run"'
-rm /etc/cron.d/app; kill $(cat /run/crond.pid); /srv/app/ctl stop
-# SysV init: 4 app.fcgi
-ls /etc/rc2.d/S*app; service app status; service app stop; service app status && exit 1
-runsvdir -P /etc/service >/dev/null 2>&1 &
-# runit: 1 app.fcgi, killed: 0 stay
-await 'grep serving /var/log/app/current'; rm /etc/service/app; sv exit /etc/sv/app
-service supervisor start; await 'supervisorctl pid'
-# supervisord: 1 app.fcgi, killed: 0 stay
-await 'grep serving /var/log/supervisor/app*'; service supervisor stop; await '! pgrep supervisord'
-# Start four workers on a TCP port, and keep their PIDs: 4 app.fcgi
-ss -Hltn | grep 127.0.0.1:9000; touch /var/log/app.log; chown app /var/log/app.log
-# Stop them: 0 app.fcgi
-# Start PHP as the user app, on a Unix socket for www-data alone: 5 php-cgi
-# Become the application, as the last line of a run script: 1 app.fcgi
-kill $(pgrep app.fcgi); cp --parents /bin/sh $(ldd /bin/sh | grep -o '/[^ ]*') /srv/app
-printf '#!/bin/sh\necho serving >&2\nkill -STOP $$\n' >/srv/app/app.fcgi
-# Run it in a new root, with its socket outside: 1 app.fcgi
-[ $(readlink /proc/$(pgrep app.fcgi)/root) = /srv/app ]; kill -9 $(pgrep app.fcgi)
-# Keep what it says on standard error, in a file that app may write to: 1 app.fcgi
-await 'grep serving /var/log/app.log'; kill -9 $(pgrep app.fcgi)
-# multiwatch: 4 app.fcgi, killed: 3 stay
-""",
-    "systemd": rf"""{PERL}# systemd, Type=forking: 4 app.fcgi, killed: 0 stay
-systemctl is-enabled app; systemctl disable --now app
-# systemd, Type=simple: 1 app.fcgi, killed: 0 stay
-systemctl is-enabled app; await 'journalctl -u app | grep serving'
-""",
-}
-STEPS = {name: re.findall(STEP, plan, re.M) for name, plan in PLANS.items()}
+FOR_MAKE = "PORT=9097 PYTEST_ADDOPTS='-k demo'"  # others may use port 9000; one test will do
 PRELUDE = f"""
 await() {{ for n in $(seq 150); do eval "$1" && return; sleep 0.1; done; false; }}
 asked() {{ [ $(curl -s "http://127.0.0.1$2/hello.php?[1-$1]" | grep -c 'from PHP') = $1 ]; }}
 fast() {{ {FAST_CLOCK} "$@" >/dev/null; }}
 FROM() {{ :; }}; EXPOSE() {{ :; }}; RUN() {{ "$@"; }}; COPY() {{ mkdir -p "$2"; cp -r "$1" "$2"; }}
-set -x; ROOT={shlex.quote(str(ROOT))}
+set -x; cd {CHECKOUT}
 """
 APT_GET = "#!/bin/sh\n[ $1 = update ] || dpkg -s $(echo $* | sed 's/^install//; s/ -[^ ]*//g')\n"
 
 
-def follow(on: Machine, title: str, count: str, name: str, stay: str, saying: str) -> None:
-    """Do what a recipe says, and see that what it promises is so."""
-    said, recipe = "", "".join(text for _, text in RECIPES[title])
-    sockets = [on.path(path) for path in re.findall(r"-s (/run/\S+)", recipe)]
-    wait_for(lambda: not any(map(connects, sockets)))
-    for path, text in RECIPES[title]:
-        if path == "Dockerfile":
-            *steps, command = text.replace("\\\n", "").splitlines()
-            on.sh("\n".join([PRELUDE, "cd /srv/src", *steps]))
-            on.start(f"unshare -pf --kill-child --mount-proc {shlex.join(json.loads(command[4:]))}")
-        elif path:
-            on.write(path, text, "644")
-        elif " -n " in text:  # stays in the foreground
-            on.start(text.rstrip())
-        else:
-            said += on.sh(text, network="pip install" in text)
-    assert re.search(saying, said, re.S), said
-    running = on.running(name, int(count or 0))
-    for path in re.findall(r"^ .*-P (\S+)", recipe, re.M):
-        assert {*map(int, on.path(path).read_text().split())} <= running
-    if stay:
+def type_block(on: Machine, path: str, text: str) -> str:
+    """Do what one block of a recipe says; return what its commands print."""
+    if path == "Dockerfile":
+        *steps, command = text.replace("\\\n", "").splitlines()
+        on.sh("\n".join([PRELUDE, *steps]))
+        on.start(f"unshare -pf --kill-child --mount-proc {shlex.join(json.loads(command[4:]))}")
+    elif path:
+        on.write(path, text, "644")
+    elif " -n " in text:  # stays in the foreground
+        on.start(text.rstrip())
+    else:
+        network = "pip install" in text or "make test" in text
+        return on.sh(f"cd {CHECKOUT}; export {FOR_MAKE}\n{text}", network)
+    return ""
+
+
+def follow(on: Machine, step: Step) -> None:
+    """Type a recipe, and see that what it promises is so."""
+    recipe = "".join(text for _, text in RECIPES[step.title])
+    sockets = re.findall(r"(?:-s |socket=)(/run/\S+)", recipe)
+    wait_for(lambda: not any(connects(on.path(path)) for path in sockets))
+    said = "".join(type_block(on, *block) for block in RECIPES[step.title])
+    assert re.search(step.says, said, re.S), said
+    running = on.running(step.name, step.count)
+    for path in re.findall(r"(?:-P |pid_file=)(/run/\S+)", recipe):
+        if step.count:
+            assert {*map(int, on.path(path).read_text().split())} <= running
+    if step.stay is not None:
         on.sh(f"kill -9 {min(running)}")
-        wait_for(lambda: len(running & on.running(name, len(running))) == int(stay), 20)
-    user = on.sh(f"id -u {(re.findall('-u ([^ ]+)', recipe) or ['app'])[0]}")
-    for state in on.processes(name).values():
-        assert {*state.uids} == {int(user)} or (state.uids[0] == 0 and "php-fpm" in name)
-    wait_for(lambda: all(map(connects, sockets)))
-    assert {path.owner() for path in sockets} <= {"www-data"}
+        wait_for(lambda: len(running & on.running(step.name, step.count)) == step.stay, 20)
+    user = (re.findall(r"-u ([a-z-]+)", recipe) or ["app"])[0]
+    for state in on.processes(step.name).values():
+        expected = 0 if "fpm" in step.name and state.uids[0] == 0 else int(on.sh(f"id -u {user}"))
+        assert {*state.uids} == {expected}
+    wait_for(lambda: all(connects(on.path(path)) for path in sockets))
+    for path in sockets:
+        on.sh(f"setpriv --reuid www-data --regid www-data --init-groups test -w {path}")
 
 
-@pytest.mark.parametrize("plan", STEPS)
+@pytest.mark.parametrize("plan", PLANS)
 def test_each_recipe_does_what_it_promises(plan: str) -> None:
-    with machine(SYSTEMD if plan == "systemd" else INIT) as on:
+    with machine(SYSTEMD if plan == "units" else INIT) as on:
+        on.sh(COPY)
         # Nothing is installed; full paths count.
         on.write("/usr/local/sbin/apt-get", APT_GET)
         on.sh("ln -sf /bin/false /usr/bin/spawn-fcgi")
-        for *recipe, script in STEPS[plan]:
+        for step in PLANS[plan]:
             try:
-                follow(on, *recipe)
-                on.sh(PRELUDE + script)
+                follow(on, step)
+                on.sh(PRELUDE + step.after)
             except Exception as error:
-                raise AssertionError(f"{recipe[0]}: {error}") from error
+                raise AssertionError(f"{step.title}: {error}") from error
 
 
-def test_each_block_of_both_pages_is_typed_and_they_name_each_other() -> None:
-    assert {step[0] for steps in STEPS.values() for step in steps} == {*RECIPES}
-    assert sum(map(len, RECIPES.values())) == (MANUAL + COOKBOOK).count("\n.Bd ")
+def test_each_block_is_typed_and_the_pages_name_each_other() -> None:
+    titles = {step.title for steps in PLANS.values() for step in steps}
+    assert titles == {*RECIPES}
+    assert {*SHOWN} == {(title, RECIPES[title][0][1]) for title, _ in SHOWN}
+    blocks = (ROOT / "README.md").read_text().count("```sh\n") + MANUAL.count("\n.Bd ")
+    assert blocks == len(SHOWN)
+    assert sum(len(RECIPES[title]) for title, _ in PARTS) == COOKBOOK.count("\n.Bd ")
     assert "\nspawn-fcgi-recipes(7)" in MANUAL
     assert "\nspawn-fcgi(1)" in COOKBOOK
 
 
-def test_the_readmes_commands_are_the_manuals_examples() -> None:
-    use = (ROOT / "README.md").read_text().partition("\n## Use\n")[2].partition("\n## ")[0]
-    shown = re.findall(r"^```sh\n((?:.*\n)*?)```$", use, re.M)
-    assert {""} < {"", *shown} <= {"", *(RECIPES[title][0][1] for title in EXAMPLES)}
-
-
 def test_each_message_of_the_manual_is_one_of_the_program() -> None:
     known = re.sub("[{}]", "", (ROOT / "spawn_fcgi.py").read_text())
-    known += "\n".join(["''", *map(os.strerror, errno.errorcode)])
-    messages = re.findall(r'^\.It Sy "(?!502)(.*)"$', MANUAL, re.M)
+    known += "\n".join(["''", "'-f'", *map(os.strerror, errno.errorcode)])
+    ours = MANUAL.partition(".Ss The application ended\n")[2]
+    messages = re.findall(r'^\.It Sy "(.*)"$', ours, re.M)
     parts = {part for text in messages for part in re.split(r"(?: ?\.\.\.|: \d*|; )+", text)}
     assert set() < parts <= {part for part in parts if part in known}
