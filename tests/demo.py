@@ -8,6 +8,7 @@ import struct
 import sys
 import tempfile
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import harness
@@ -42,6 +43,17 @@ def ask(sock: socket.socket, stdin: bytes = b"", **params: str) -> dict[str, str
     return dict(line.split("=", 1) for line in lines)
 
 
+def ask_each(port: str, first: int) -> list[dict[str, str]]:
+    """Return one answer of each process, or nothing if they are not all up yet."""
+    with ExitStack() as stack:  # with so many open, each process that is up has one
+        connections = [connect(("127.0.0.1", int(port))) for _ in range(CHILDREN)]
+        answers = [
+            ask(sock, REQUEST_URI=f"/hello/{number}")
+            for number, sock in enumerate(map(stack.enter_context, connections), first)
+        ]
+    return answers if len({answer["PID"] for answer in answers}) == CHILDREN else []
+
+
 def demonstrate(port: str, pid_file: pathlib.Path) -> int:
     """Spawn, and send requests; return the exit status of the spawner."""
     options = ["-a", "127.0.0.1", "-p", port, "-F", str(CHILDREN), "-P", str(pid_file), "--"]
@@ -50,11 +62,9 @@ def demonstrate(port: str, pid_file: pathlib.Path) -> int:
     harness.program[:] = [sys.executable, str(harness.ROOT / "spawn_fcgi.py")]
     with harness.popen(*options, sys.executable, app, stdout=None, stderr=None) as spawner:
         status = spawner.wait()
-    for first in range(0, REQUESTS if status == 0 else 0, CHILDREN):
-        with ExitStack() as stack:  # with so many open, each process that is up has one
-            connections = [connect(("127.0.0.1", int(port))) for _ in range(CHILDREN)]
-            for number, sock in enumerate(map(stack.enter_context, connections), first + 1):
-                answer = ask(sock, REQUEST_URI=f"/hello/{number}")
+    if status == 0:
+        for first in range(1, REQUESTS, CHILDREN):
+            for answer in harness.wait_for(partial(ask_each, port, first)):
                 print(f"{answer['REQUEST_URI']} answered by PID {answer['PID']}", flush=True)
     return status
 

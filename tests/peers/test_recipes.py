@@ -21,7 +21,7 @@ class Step(NamedTuple):
     """Type the blocks of a title, see that what they start runs and stays, and go on."""
 
     title: str  # of the subsection; in README and under EXAMPLES, the line above the block
-    count: int = 0  # so many processes run then ...
+    number: int = 0  # so many processes run then ...
     name: str = "-"  # ... of this name, where * stands for anything
     stay: int | None = None  # if the first one is killed, so many stay, and others come
     says: str = ""  # what the commands print: a regular expression
@@ -212,13 +212,13 @@ def follow(on: Machine, step: Step) -> None:
     wait_for(lambda: not any(connects(on.path(path)) for path in sockets))
     said = "".join(type_block(on, *block) for block in RECIPES[step.title])
     assert re.search(step.says, said, re.S), said
-    running = on.running(step.name, step.count)
+    running = on.running(step.name, step.number)
     for path in re.findall(r"(?:-P |pid_file=)(/run/\S+)", recipe):
-        if step.count:
+        if step.number:
             assert {*map(int, on.path(path).read_text().split())} <= running
     if step.stay is not None:
         on.sh(f"kill -9 {min(running)}")
-        wait_for(lambda: len(running & on.running(step.name, step.count)) == step.stay, 20)
+        wait_for(lambda: len(running & on.running(step.name, step.number)) == step.stay, 20)
     user = (re.findall(r"-u ([a-z-]+)", recipe) or ["app"])[0]
     for state in on.processes(step.name).values():
         expected = 0 if "fpm" in step.name and state.uids[0] == 0 else int(on.sh(f"id -u {user}"))
