@@ -133,7 +133,9 @@ STARTERS = [
         await 'grep serving /var/log/supervisor/app*'
         service supervisor stop; await '! pgrep supervisord'
     """),
-    Step("multiwatch", 4, "app.fcgi", stay=3).then("kill $(pidof multiwatch)"),
+    Step("multiwatch", 4, "app.fcgi", stay=3).then("""
+        grep 'SigIgn:.*1000$' /proc/$(pidof multiwatch)/status  # SIGPIPE
+    """),
 ]
 UNITS = [
     *PERL,
