@@ -64,7 +64,9 @@ def demonstrate(port: str, pid_file: pathlib.Path) -> int:
         status = spawner.wait()
     if status == 0:
         for first in range(1, REQUESTS, CHILDREN):
-            for answer in harness.wait_for(partial(ask_each, port, first)):
+            for answer in harness.wait_for(
+                "each process to answer", partial(ask_each, port, first)
+            ):
                 print(f"{answer['REQUEST_URI']} answered by PID {answer['PID']}", flush=True)
     return status
 

@@ -93,9 +93,13 @@ class Machine(NamedTuple):
 
     def running(self, name: str, count: int) -> set[int]:
         """Wait until just so many processes of a name run in it; return their PIDs in it."""
-        [found] = wait_for(
-            lambda: [pids for pids in [set(self.processes(name))] if len(pids) == count], 20
-        )
+
+        def counted() -> list[set[int]]:
+            """Return their PIDs in a list, which is true even of none, or an empty list."""
+            pids = set(self.processes(name))
+            return [pids] if len(pids) == count else []
+
+        [found] = wait_for(f"{count} processes of the name {name}", counted, 20)
         return set(found)
 
 
@@ -107,9 +111,10 @@ def machine(init: str = INIT) -> Iterator[Machine]:
         process = subprocess.Popen(command, env=harness.ENVIRONMENT, stdin=subprocess.DEVNULL)
         try:
             children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children")
-            [pid] = wait_for(lambda: process.poll() is None and children.read_text().split())
+            [pid] = wait_for("the machine's PID 1", lambda: children.read_text().split())
             made = Machine(int(pid))
-            wait_for(lambda: process.poll() is not None or made.path("/run/up").exists())
+            up = made.path("/run/up")
+            wait_for("the machine", lambda: process.poll() is not None or up.exists())
             assert process.poll() is None, "unshare, mount or ip failed, see above"
             if init == SYSTEMD:
                 made.sh("until systemctl is-system-running; do sleep 0.1; done")

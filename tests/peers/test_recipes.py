@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shlex
+from functools import partial
 from typing import NamedTuple
 
 import pytest
@@ -176,7 +177,9 @@ FROM() {{ :; }}; EXPOSE() {{ :; }}; RUN() {{ "$@"; }}; COPY() {{ mkdir -p "$2"; 
 set -x; cd {CHECKOUT}
 """
 # Nothing is installed, but everything has to be there.
-APT_GET = "#!/bin/sh\n[ $1 = update ] || dpkg -s $(echo $* | sed 's/^install//; s/ -[^ ]*//g')\n"
+APT_GET = """#!/bin/sh
+[ $1 = update ] || dpkg -s $(echo $* | sed 's/^install//; s/ -[^ ]*//g') >/dev/null
+"""
 
 
 def type_block(on: Machine, path: str, text: str) -> str:
@@ -199,7 +202,7 @@ def follow(on: Machine, step: Step) -> None:
     """Type a recipe, and see that what it promises is so."""
     recipe = "".join(text for _, text in RECIPES[step.title])
     sockets = re.findall(r"(?:-s |socket=)(/run/\S+)", recipe)
-    wait_for(lambda: not any(connects(on.path(path)) for path in sockets))
+    wait_for(f"the end of {sockets}", lambda: not any(connects(on.path(path)) for path in sockets))
     said = "".join(type_block(on, *block) for block in RECIPES[step.title])
     assert re.search(step.says, said, re.S), said
     running = on.running(step.name, step.number)
@@ -208,12 +211,13 @@ def follow(on: Machine, step: Step) -> None:
         assert {*map(int, on.path(path).read_text().split())} <= running
     if step.stay is not None:
         on.sh(f"kill -9 {min(running)}")
-        wait_for(lambda: len(running & on.running(step.name, step.number)) == step.stay, 20)
+        again = partial(on.running, step.name, step.number)
+        wait_for("others in its place", lambda: len(running & again()) == step.stay, 20)
     user = (re.findall(r"-u ([a-z-]+)", recipe) or ["app"])[0]
     for state in on.processes(step.name).values():
         expected = 0 if "fpm" in step.name and state.uids[0] == 0 else int(on.sh(f"id -u {user}"))
         assert {*state.uids} == {expected}
-    wait_for(lambda: all(connects(on.path(path)) for path in sockets))
+    wait_for(f"{sockets}", lambda: all(connects(on.path(path)) for path in sockets))
     for path in sockets:
         on.sh(f"setpriv --reuid www-data --regid www-data --init-groups test -w {path}")
 
@@ -227,8 +231,8 @@ def test_each_recipe_does_what_it_promises(plan: str) -> None:
             try:
                 follow(on, step)
                 on.sh(PRELUDE + step.after)
-            except Exception as error:
-                raise AssertionError(f"{step.title}: {error}") from error
+            except (Exception, pytest.fail.Exception) as error:
+                pytest.fail(f"{step.title}: {error}", pytrace=False)
 
 
 def test_each_block_is_typed_and_the_pages_name_each_other() -> None:
