@@ -108,7 +108,7 @@ AT_THE_PATH = [
     pytest.param("pid", os.mkfifo, NOT_REGULAR, id="FIFO", marks=HOSTILE),
     pytest.param("pid", fifo_with_reader, NOT_REGULAR, id="FIFO-with-a-reader", marks=HOSTILE),
     pytest.param("pid", lambda path: path.symlink_to("secret"), LINK, id="link", marks=HOSTILE),
-    pytest.param("pid", lambda path: path.symlink_to("no"), LINK, id="link-to-no", marks=HOSTILE),
+    pytest.param("pid", lambda path: path.symlink_to("no"), LINK, id="link-to-none", marks=HOSTILE),
     pytest.param("pid", lambda path: os.link(path.with_name("secret"), path), "another hard link",
                  id="hard-link", marks=HOSTILE),
     pytest.param("pid", lambda path: path.touch(0o444), "Permission denied", id="of-others"),
