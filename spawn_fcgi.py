@@ -21,7 +21,7 @@ Options:
 
 Options for root only:
  -c <directory>  chroot to this directory
- -S              create the socket before the chroot, not inside it
+ -S              create the socket before the chroot, so outside it
  -u <user>       user to run as, by name or number
  -g <group>      group to run as (default: primary group of -u)
  -U <user>       owner of the Unix socket (default: same as -u)
@@ -49,7 +49,7 @@ from types import SimpleNamespace as Options
 
 from docopt import DocoptExit, docopt
 
-TYPE_CHECKING = False  # importing typing takes as long as importing subprocess
+TYPE_CHECKING = False  # type checkers take it for True; importing typing would be slow
 if TYPE_CHECKING:
     from typing import Any, Callable, NoReturn
 
@@ -61,7 +61,7 @@ SOCKET_OF_ROOT = "neither the owner nor the group of the socket may be root"
 ROOT_ONLY = ("-c", "-S", "-u", "-g", "-U", "-G")
 CONTROL_CHARACTERS = {code: f"\\x{code:02x}" for code in (*range(32), 127)}
 SHELL_STATUS = {126: "not executable", 127: "command not found, or a shared library is missing"}
-# Stricter than int(), but leading blanks are skipped, as in Docker's ["-p 9000"].
+# Stricter than int(), except for leading blanks: Docker's ["-p 9000"] passes " 9000".
 is_number = re.compile(r"[ \t\n\v\f\r]*[+-]?[0-9]+").fullmatch
 
 
@@ -74,7 +74,7 @@ class Error(Exception):
 
 
 def attempt(what: str, function: Callable[..., Any], *args: Any) -> Any:
-    """Return function(*args), or None if the first is None; turn an OSError into an Error."""
+    """Return function(*args), turning OSError into Error; if args[0] is None, do nothing."""
     try:
         return None if args[0] is None else function(*args)
     except OSError as error:
@@ -95,7 +95,7 @@ def say(fd: int, text: str) -> None:
 
 def refuse(words: list[str]) -> NoReturn:
     """Raise Error for words that docopt refuses, and name the wrong one, which docopt does not."""
-    wrong, problem = 0, ""  # an option may be refused only with its value, as in `-4p 9000`
+    wrong, problem = 0, ""  # in -4p 9000, docopt first wants p's value, and only then refuses -4
     for index, word in enumerate(words):
         if problem or word.startswith("-"):  # no other word can be wrong, and docopt is slow
             try:
@@ -103,7 +103,7 @@ def refuse(words: list[str]) -> NoReturn:
                 problem = ""
             except DocoptExit as error:
                 if " requires argument" not in str(error):
-                    wrong = index - 1 if problem else index
+                    wrong = index - 1 if problem else index  # if so, this word is its value
                     problem = f"unknown option {words[wrong]}"
                     break
                 wrong, problem = index, f"{word} requires an argument"
@@ -136,12 +136,12 @@ def number(option: str, text: str, low: int, high: int, base: int = 10) -> int:
 
 
 def check_options(given: dict[str, Any]) -> Options:
-    """Check all that needs neither privilege nor a look-up, or raise Error."""
+    """Return the checked Options, or raise Error; need no privilege and look nothing up."""
     argv, command, path, host = given["argv"], given["-f"], given["-s"], given["-a"]
     require(argv[0] if argv else command, "no FastCGI application given (see spawn-fcgi -h)")
-    options = Options(program=argv[0] if argv else "/bin/sh", in_root="")
+    options = Options(program=argv[0] if argv else "/bin/sh", in_root="")  # suffix of messages
     options.argv = argv or ["sh", "-c", f"exec {command}"]
-    require((path is None) != (given["-p"] is None), "give the socket with -p or -s, not both")
+    require((path is None) != (given["-p"] is None), "give exactly one of -p and -s")
     if path is not None:  # see sun_path in unix(7)
         require(1 <= len(os.fsencode(path)) <= 107, f"-s: not a path of 1 to 107 bytes: '{path}'")
         options.family, options.address, options.where = socket.AF_UNIX, path, path
@@ -157,7 +157,7 @@ def check_options(given: dict[str, Any]) -> Options:
     umask = os.umask(0)  # there is no other way to read it
     os.umask(umask)
     mode = f"{0o660 & ~umask:o}" if given["-M"] is None else given["-M"]
-    options.socket_mode = number("-M", mode, 0, 0o7777, base=8) & 0o777
+    options.socket_mode = number("-M", mode, 0, 0o7777, base=8) & 0o777  # no set-ID or sticky bit
     options.backlog = number("-b", given["-b"], INT_MIN, INT_MAX)
     options.children = number("-F", given["-F"], 1, INT_MAX)
     options.php_children = number("-C", given["-C"], INT_MIN, INT_MAX)
@@ -188,16 +188,16 @@ def find_user_group(user_option: str, user: Any, group_option: str, group: Any) 
         require(gid is not None, f"{group_option}: no such group: '{group}'")
     culprit = f"{user_option} {user}" if uid == 0 or group is None else f"{group_option} {group}"
     refusal = "will not run as root" if user_option == "-u" else SOCKET_OF_ROOT
-    require(uid != 0 and gid != 0, f"{culprit}: {refusal}")
+    require(uid != 0 and gid != 0, f"{culprit}: {refusal}")  # no group given: gid is the user's
     return uid, gid, name
 
 
 def lock_directory(path: str) -> int | None:
-    """Try to lock the directory of a path; return its fd, or None if it cannot be opened."""
+    """Lock a path's directory: until listen(2), another start takes our socket for a stale one."""
     fd = None
     with suppress(OSError):  # it is not readable, or its file system has no locks
         fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
-        for _ in range(200):  # about a second
+        for _ in range(200):  # about a second, then go on without the lock
             with suppress(BlockingIOError):
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
@@ -213,11 +213,11 @@ def clear_path(path: str) -> None:
             with socket.socket(socket.AF_UNIX) as probe:
                 probe.setblocking(False)
                 answer = probe.connect_ex(path)
-            if answer in (0, errno.EAGAIN):  # EAGAIN: its queue is full, and the C tool hangs
+            if answer in (0, errno.EAGAIN):  # EAGAIN: its queue is full; the C tool hangs here
                 answer = errno.EADDRINUSE
             if answer != errno.ECONNREFUSED:
                 raise OSError(answer, os.strerror(answer))
-        elif not stat.S_ISREG(found.st_mode) or found.st_size > 0:  # the C tool deletes it
+        elif not stat.S_ISREG(found.st_mode) or found.st_size > 0:  # the C tool would delete it
             raise OSError(errno.EEXIST, "exists and is not a socket")
         attempt(f"cannot remove {path}", os.unlink, path)
 
@@ -226,12 +226,12 @@ def set_owner(path: str, mode: int, owner: tuple[int, int], proc_fds: int | None
     """Set the owner of the socket and, if a default ACL has narrowed it, its mode."""
     how: dict[str, Any] = {"follow_symlinks": False}
     if proc_fds is not None and hasattr(os, "O_PATH"):
-        # /proc/self/fd/N is the socket itself. The C tool changes whatever is at its path by now.
+        # Change /proc/self/fd/N, the socket itself; its path may lead to another file by now.
         fd = os.open(path, os.O_PATH | os.O_NOFOLLOW)
         found = os.fstat(fd)
         if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
             raise OSError(errno.EEXIST, "somebody has put another file there")
-        path, how = str(fd), {"dir_fd": proc_fds}
+        path, how = str(fd), {"dir_fd": proc_fds}  # /proc/self/fd/N
         if stat.S_IMODE(found.st_mode) != mode:  # some file systems refuse chmod
             os.chmod(path, mode, **how)
     if owner != (-1, -1):  # some sandboxes refuse chown
@@ -239,7 +239,7 @@ def set_owner(path: str, mode: int, owner: tuple[int, int], proc_fds: int | None
 
 
 def bind_socket(options: Options, owner: tuple[int, int], proc_fds: Any, pid_fd: Any) -> None:
-    """Make a listening socket fd 0, and only then empty the PID file; on Error, leave no socket."""
+    """Listen, then empty the PID file, then make the socket fd 0; on Error, leave no socket."""
     path, mode, where = options.socket_path, options.socket_mode, options.where + options.in_root
     lock = attempt("cannot lock", lock_directory, path)
     attempt(f"cannot bind to {where}", clear_path, path)
@@ -283,7 +283,7 @@ def open_pid_file(path: str) -> int:
 def caller_environ() -> dict[bytes, bytes]:
     """Return the caller's environment as getenv(3) finds it, byte for byte."""
     environ = dict(os.environb)  # in the C locale, Python has changed LC_CTYPE (PEP 538)
-    with suppress(OSError), open("/proc/self/environ", "rb") as file:  # may be missing or closed
+    with suppress(OSError), open("/proc/self/environ", "rb") as file:  # may be unreadable
         entries = file.read().split(b"\0")
         environ = {}
         for entry in entries:
@@ -296,11 +296,11 @@ def caller_environ() -> dict[bytes, bytes]:
 def prepare_descriptors(options: Options) -> tuple[int, int | None]:
     """Open /dev/null and, if possible, /proc/self/fd; unless -n, mark all fds close-on-exec."""
     null, proc_fds = 0, None
-    while null <= 2:  # fill what the caller closed, or a file of ours becomes fd 0 to 2
+    while null <= 2:  # fill fds 0 to 2 if closed, or a later open of ours would land there
         null = attempt("cannot open /dev/null", os.open, "/dev/null", os.O_RDWR)
     with suppress(OSError):  # no /proc, or Python has file capabilities
         proc_fds = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY)
-    if proc_fds is not None and not options.no_fork:
+    if proc_fds is not None and not options.no_fork:  # without proc_fds, Popen closes them itself
         for fd in attempt("cannot list the open descriptors", os.listdir, proc_fds):
             with suppress(OSError):  # one of them was listdir's own
                 fcntl.fcntl(int(fd), fcntl.F_SETFD, fcntl.FD_CLOEXEC)
@@ -308,8 +308,8 @@ def prepare_descriptors(options: Options) -> tuple[int, int | None]:
 
 
 def raise_start_error(options: Options, error: OSError) -> NoReturn:
-    """Raise the Error of a failed fork(2), or of execve(2) with what its errno does not say."""
-    if error.filename is None:  # Popen names the file if exec failed
+    """Raise Error for a failed fork(2) or execve(2), with hints that errno does not give."""
+    if error.filename is None:  # only a failed exec names a file
         raise Error(f"fork failed: {error.strerror}", status=1)
     line = f"exec failed: {options.program}: {error.strerror}{options.in_root}"
     if error.errno == errno.EACCES:
@@ -324,7 +324,7 @@ def raise_start_error(options: Options, error: OSError) -> NoReturn:
 
 
 def become_app(options: Options, environ: dict[bytes, bytes]) -> NoReturn:
-    """Reset what CPython ignores, and become the application, see execve(2), or raise Error."""
+    """Reset the signals that CPython ignores and execve(2) the application, or raise Error."""
     for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(ignored, signal.SIG_DFL)
     try:
@@ -345,7 +345,7 @@ def spawn_children(options: Options, popen: Any, how: dict[str, Any], pid_fd: in
             children.append(popen(options.argv, executable=program, start_new_session=True, **how))
     except OSError as error:
         failure = error
-    time.sleep(0.1 if children else 0)  # for all at once; the C tool only watches the first
+    time.sleep(0.1 if children else 0)  # watch all at once; the C tool watches only the first
     alive = [child.pid for child in children if child.poll() is None]
     if pid_fd is not None:
         try:
@@ -366,19 +366,19 @@ def spawn_children(options: Options, popen: Any, how: dict[str, Any], pid_fd: in
         say(2, "the child's stderr went to /dev/null: run with -n to see it")
     if failure is not None:
         raise_start_error(options, failure)
-    failures = [1 if code < 0 else code for code in ended if code != 0]
-    return failures[-1] if failures else 0
+    statuses = [1 if code < 0 else code for code in ended if code != 0]
+    return statuses[-1] if statuses else 0
 
 
 def spawn(options: Options) -> int:
-    """Start the application, in the order of this function; return the exit status."""
+    """Start the application; the order of the steps matters. Return the exit status."""
     if not options.no_fork:
-        from subprocess import Popen  # slow, so not for -n; later, a new root may have no Python
+        from subprocess import Popen  # slow, so not with -n; now, as a new root may lack Python
     uid, gid, user_name = find_user_group("-u", options.user, "-g", options.group)
     socket_ids = find_user_group("-U", options.socket_user, "-G", options.socket_group)
-    owner = (socket_ids[0] or uid or -1, socket_ids[1] or gid or -1)  # -1: leave it, chown(2)
+    owner = (socket_ids[0] or uid or -1, socket_ids[1] or gid or -1)  # never 0; -1: no change
     if uid is not None and gid is None:
-        say(2, f"warning: no user has the ID {uid}, and -g is not given: no group is changed")
+        say(2, f"warning: no user has the ID {uid}, and -g is not given: keeping all groups")
     null, proc_fds = prepare_descriptors(options)
     environ = caller_environ()
     if options.php_children >= 0:
@@ -389,7 +389,7 @@ def spawn(options: Options) -> int:
     if gid is not None:
         attempt(f"cannot change to group {gid}", os.setgid, gid)
         attempt("cannot drop the supplementary groups", os.setgroups, [])
-    attempt(f"cannot take the groups of {user_name}", os.initgroups, user_name, gid)
+    attempt(f"cannot set the groups of {user_name}", os.initgroups, user_name, gid)
     if options.new_root is not None:
         attempt(f"cannot chroot to '{options.new_root}'", os.chroot, options.new_root)
         attempt("cannot chdir to the new root", os.chdir, "/")
@@ -407,10 +407,10 @@ def spawn(options: Options) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run spawn-fcgi(1) with these arguments; return its exit status."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends us as a signal, no traceback
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # let Ctrl-C kill us, without a traceback
     argv = sys.argv[1:] if argv is None else argv
     first = argv[0][:2] if argv else "-h"
-    words = [first] if first in ("-v", "-h", "-?") else argv  # -version is -v
+    words = [first] if first in ("-v", "-h", "-?") else argv  # -version means -v, -help means -h
     try:
         require(os.getuid() == os.geteuid(), "will not run set-uid")
         require(os.getgid() == os.getegid() or os.getuid() == 0, "will not run set-gid")
@@ -423,7 +423,7 @@ def main(argv: list[str] | None = None) -> int:
     version = f"spawn-fcgi v{__version__} - starts FastCGI applications\n"
     with suppress(OSError):
         os.write(1, (version if given["--version"] else __doc__).encode())
-    return 0 if argv else 255
+    return 0 if argv else 255  # no arguments: show the help, but fail
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import shlex
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import time
 import venv
@@ -241,17 +242,11 @@ def snapshot(directory: pathlib.Path) -> dict[str, tuple[Any, ...]]:
     found = {}
     for path in directory.iterdir():
         seen = path.lstat()
-        content = (
-            os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else b""
-        )
-        found[path.name] = (
-            seen.st_ino,
-            seen.st_mode,
-            seen.st_uid,
-            seen.st_gid,
-            seen.st_mtime_ns,
-            content,
-        )
+        content = path.read_bytes() if stat.S_ISREG(seen.st_mode) else b""
+        if path.is_symlink():
+            content = os.fsencode(os.readlink(path))
+        owner = (seen.st_uid, seen.st_gid)
+        found[path.name] = (seen.st_ino, seen.st_mode, *owner, seen.st_mtime_ns, content)
     return found
 
 
