@@ -99,7 +99,7 @@ def refuse(words: list[str]) -> NoReturn:
     for index, word in enumerate(words):
         if problem or word.startswith("-"):  # no other word can be wrong, and docopt is slow
             try:
-                docopt(__doc__, words[: index + 1], help=False)
+                docopt(__doc__, words[: index + 1], False)  # no help; docopt-ng renamed this
                 problem = ""
             except DocoptExit as error:
                 if " requires argument" not in str(error):
@@ -107,7 +107,7 @@ def refuse(words: list[str]) -> NoReturn:
                     problem = f"unknown option {words[wrong]}"
                     break
                 wrong, problem = index, f"{word} requires an argument"
-    app = docopt(__doc__, words[:wrong], help=False)["<fcgiapp>"]
+    app = docopt(__doc__, words[:wrong], False)["<fcgiapp>"]
     hint = "" if app is None else f"; options for {app} go after --"
     raise Error(f"{problem} (see spawn-fcgi -h{hint})")
 
@@ -116,7 +116,7 @@ def parse_argv(argv: list[str]) -> dict[str, Any]:
     """Map options to their last values, flags to counts, and "argv" to the application's argv."""
     end = argv.index("--") if "--" in argv else len(argv)
     try:
-        given = docopt(__doc__, argv[:end], help=False)
+        given = docopt(__doc__, argv[:end], False)
     except DocoptExit:
         refuse(argv[:end])
     words = [] if given["<fcgiapp>"] is None else [given["<fcgiapp>"], *given["<arg>"]]

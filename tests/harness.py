@@ -70,11 +70,12 @@ def install(directory: pathlib.Path) -> str:
 
 
 def adopt() -> None:
-    """Become the parent of what a spawner leaves, and ignore no signal that the caller ignores."""
+    """Become the parent of what a spawner leaves; drop the caller's umask and ignored signals."""
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:  # these by Python
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
+    os.umask(0o022)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the fixtures see to the end
         signal.signal(number, signal.default_int_handler)
 
