@@ -12,16 +12,14 @@ import os
 import random
 import re
 import signal
-import sys
 import time
 from functools import partial
 from pathlib import Path
 from shlex import split
-from typing import Any, NamedTuple
 
 import harness
 import pytest
-from harness import NOBODY, ROOT, SLEEP, accounts, as_user, assert_refused, popen, run
+from harness import NOBODY, SLEEP, accounts, as_user, assert_refused, popen, run
 
 FOR_ROOT, HOSTILE = pytest.mark.root, pytest.mark.hostile
 VALUED, FLAGS = "fdapsMCFbPcugUG", "nSvh?"  # the letters of the options
@@ -32,28 +30,19 @@ F_GETPIPE_SZ = 1032  # in fcntl since Python 3.10
 LINES = int(os.environ.get("SPAWN_FCGI_LINES", "30"))
 SEED = int(os.environ.get("SPAWN_FCGI_SEED", time.time_ns() % 10**6))
 
-
 HELP = rb"(?s)[^\n]+\n\nUsage: spawn-fcgi .*\n -f <command> .*\n -G <group> .*"
 VERSION = rb"spawn-fcgi v\d+(\.\d+)+ [^\n]+\n"
 # A line, the status and the answer. A first word that asks is answered whatever follows it.
 ANSWERED = [
     pytest.param("", 255, HELP, id="nothing"),
-    pytest.param("-h", 0, HELP, id="h"),
-    pytest.param("-?", 0, HELP, id="question-mark"),
-    pytest.param("--help", 0, HELP, id="long-help"),
+    pytest.param("-help -x", 0, HELP, id="h-with-more-letters-and-a-wrong-option"),
+    pytest.param("-? --bogus", 0, HELP, id="question-mark-and-a-wrong-word"),
+    pytest.param("-version -p 0", 0, VERSION, id="v-with-more-letters-and-a-wrong-number"),
     pytest.param("-s s -h -- x", 0, HELP, id="h-later"),
     pytest.param("-s s -? -- x", 0, HELP, id="question-mark-later"),
     pytest.param("-s s --help -- x", 0, HELP, id="long-help-later"),
-    pytest.param("-help", 0, HELP, id="h-and-more-letters"),
-    pytest.param("-hx", 0, HELP, id="h-and-a-wrong-letter"),
-    pytest.param("-? --bogus", 0, HELP, id="question-mark-and-a-wrong-word"),
-    pytest.param("-v", 0, VERSION, id="v"),
-    pytest.param("--version", 0, VERSION, id="long-version"),
     pytest.param("-s s -v -- x", 0, VERSION, id="v-later"),
     pytest.param("-n --version", 0, VERSION, id="long-version-later"),
-    pytest.param("-version", 0, VERSION, id="v-and-more-letters"),
-    pytest.param("-v -x", 0, VERSION, id="v-and-a-wrong-option"),
-    pytest.param("-v -p 0", 0, VERSION, id="v-and-a-wrong-number"),
 ]
 
 
@@ -81,20 +70,15 @@ WRONG = f"-s {'x' * 108} -M 8 -C x -F 0 -b x -d missing -a x -n -f false"
 RIGHT = "-s s -M 600 -C 4 -F 1 -b 1 -d / -a :: -n -f 'echo $PHP_FCGI_CHILDREN'"
 # A line, what the application prints (./app: its argv), and the name of the socket.
 ACCEPTED = [
-    pytest.param("-ss ./app x", "<./app><x>", "s", id="attached-value"),
     pytest.param("./app -s t x -n -a ::", "<./app><x>", "t", id="options-between-words"),
     pytest.param("-nns s ./app --", "<./app>", "s", id="flags-before-an-option-in-one-word"),
     pytest.param("-s -n ./app x -- y -v", "<./app><x><y><-v>", "-n", id="words-on-both-sides"),
-    pytest.param("-s -h -- ./app -p 1 -h", "<./app><-p><1><-h>", "-h", id="options-for-the-app"),
-    pytest.param("-ss -- ./app --no --help", "<./app><--no><--help>", "s", id="long-ones-for-it"),
+    pytest.param("-s -h -- ./app -h --no", "<./app><-h><--no>", "-h", id="options-for-the-app"),
     pytest.param("-nsnF4 -- ./app -- x", "<./app><--><x>", "nF4", id="dashes-of-the-app"),
-    pytest.param("-ss ./app -- --", "<./app><-->", "s", id="dashes-of-the-app-alone"),
     pytest.param("-b -1 -ss ./app - '' -- ''", "<./app><-><><>", "s", id="dash-and-empty-words"),
-    pytest.param("-s \udcff ./app 'a\nb' \udcffü", "<./app><a\nb><\udcffü>", "\udcff", id="bytes"),
-    pytest.param("-s '\n' ./app", "<./app>", "\n", id="newline-as-a-path"),
+    pytest.param("-s '\n\udcff' ./app 'a\nb\udcff'", "<./app><a\nb\udcff>", "\n\udcff", id="bytes"),
     pytest.param(f"-s {'x' * 107} ./app", "<./app>", "x" * 107, id="path-of-107-bytes"),
     pytest.param("-ss -f exit app", "<app>", "s", id="f-is-ignored-beside-a-bare-app"),
-    pytest.param("-ss -a localhost ./app", "<./app>", "s", id="a-is-ignored-beside-s"),
     pytest.param(f"-ss -M0 -F1 -C{MIN} -b{MIN} ./app", "<./app>", "s", id="least"),
     pytest.param(f"-ss -M7777 -F{MAX} -C{MAX} -b{MAX} ./app", "<./app>", "s", id="most"),
     pytest.param(f"{WRONG} {RIGHT}", "4\n", "s", id="the-last-of-an-option"),
@@ -113,80 +97,45 @@ def test_a_line_that_is_taken_starts_what_it_says(
     assert {*os.listdir(work)} == {"app", sock}
 
 
-@pytest.mark.parametrize("mode", ["-n", "-F2"])
-def test_the_directory_is_changed_to_before_the_application_is_looked_at(
-    mode: str, work: Path
-) -> None:
-    assert_refused(run("-s", "s", mode, "-d", "lost", "--", "/no/app", cwd=work), "lost")
-
-
 # A line, what its message names, and what it does not name.
 REFUSED = [
-    pytest.param("-x -- ./a", ["unknown option -x", "spawn-fcgi -h"], ["after --"], id="unknown"),
-    pytest.param("-nx -- ./a", ["unknown option -nx"], [], id="unknown-after-a-flag"),
-    pytest.param("-x -v -- ./a", ["unknown option -x"], [], id="unknown-before-v"),
+    pytest.param("-x -v -- ./a", ["unknown option -x", "spawn-fcgi -h"], ["after"], id="unknown"),
     pytest.param("-4p 9 -n -- ./a", ["unknown option -4p"], ["requires"], id="unknown-before-p"),
     pytest.param("-xp 9 -- ./a", ["unknown option -xp"], ["requires"], id="unknown-before-last-p"),
     pytest.param("-p 9 -nX -- ./a", ["unknown option -nX"], ["requires"], id="unknown-after-p"),
     pytest.param("-n -xF -ss -- ./a", ["unknown option -xF"], ["requires"], id="unknown-before-F"),
     pytest.param("-z app -- ./a", ["unknown option -z"], ["app", "after"], id="unknown-and-app"),
-    pytest.param("-n= -- ./a", ["unknown option -n="], [], id="flag-with-a-value"),
-    pytest.param("--- -- ./a", ["unknown option ---"], [], id="three-dashes"),
-    pytest.param("--bogus 1 -- ./a", ["unknown option --bogus"], [], id="long-unknown"),
-    pytest.param("--bogus=1 -- ./a", ["unknown option --bogus=1"], [], id="long-with-a-value"),
     pytest.param("--help=1 -- ./a", ["unknown option --help=1"], [], id="help-with-a-value"),
-    pytest.param("-é -- ./a", ["unknown option -é"], [], id="unknown-and-not-ASCII"),
-    pytest.param("-\udcff -- ./a", ["unknown option -\udcff"], [], id="unknown-byte"),
-    pytest.param("'-\n' -- ./a", ["unknown option -\\x0a"], [], id="unknown-newline"),
-    pytest.param("-p 1 -x -s", ["unknown option -x"], ["requires", "after"], id="two-wrong-words"),
     pytest.param("app -x yy -- ./a", ["-x", "for app go after --"], ["yy"], id="unknown-after-app"),
     pytest.param("'' -x -- ./a", ["-x", "go after --"], [], id="unknown-after-an-empty-app"),
     pytest.param("-p 9 /bin/app -f", ["-f", "/bin/app go after --"], [], id="options-of-the-app"),
-    pytest.param("app 1 -d x --no", ["--no", "app go after --"], [], id="unknown-between-words"),
-    pytest.param(f"app {'x ' * 3000}-X", ["-X", "app go after --"], [], id="after-3000-words",
-                 marks=HOSTILE),
+    pytest.param(f"app {'x ' * 3000}-X", ["-X", "app go"], [], id="far-behind-app", marks=HOSTILE),
     pytest.param("-s -- ./a", ["-s requires an argument"], ["./a"], id="s-without-a-value"),
-    pytest.param("-p 9 -a -- ./a", ["-a requires an argument"], [], id="a-without-a-value"),
     pytest.param("-nF -- ./a", ["-nF requires an argument"], [], id="F-of-a-word-without-a-value"),
     pytest.param("-ss -P pid", ["no FastCGI application given"], [], id="no-app"),
-    pytest.param("-ss -P pid --", ["no FastCGI application given"], [], id="no-app-after-dashes"),
-    pytest.param("-ss -n", ["no FastCGI application given"], [], id="no-app-to-become"),
     pytest.param("-ss -P pid -- ''", ["no FastCGI application given"], [], id="empty-app"),
     pytest.param("-ss -n -f ''", ["no FastCGI application given"], [], id="empty-shell-command"),
     pytest.param("-ss -n -f id ''", ["no FastCGI application given"], [], id="empty-app-beside-f"),
     pytest.param("-P pid -n -- ./a", ["-p", "-s"], [], id="neither-p-nor-s"),
     pytest.param("-P pid -p 9 -s s -- ./a", ["-p", "-s"], [], id="both-p-and-s"),
-    pytest.param(f"{RIGHT} {WRONG}", ["-s"], [], id="last-of-an-option"),
     pytest.param("-P pid -s '' -- ./a", ["-s"], [], id="empty-path"),
-    pytest.param(f"-P pid -s {'x' * 108} -- ./a", ["x" * 108], [], id="path-of-108-bytes"),
     pytest.param(f"-P pid -s {'ü' * 54} -- ./a", ["ü" * 54], [], id="path-of-108-bytes-in-UTF-8"),
-    pytest.param("-s no/s -n -c . -- ./a", ["no/s", "new root ."], [], id="path-in-the-new-root",
-                 marks=FOR_ROOT),
-]  # fmt: skip
-# What is taken, as a later step is told. And two faults: which one comes first, and which not.
-ORDER = [
+    pytest.param("-s no/s -nc . ./a", ["no/s in the new root ."], [], id="chroot", marks=FOR_ROOT),
+    # A port that is taken, as the failed bind is told.
     pytest.param("-p 1 -a 192.0.2.1 ./a", ["192.0.2.1 port 1:"], [], id="p-1"),
-    pytest.param("-p 65535 -a 192.0.2.1 ./a", ["192.0.2.1 port 65535"], [], id="p-65535"),
-    pytest.param("-p '\t9' -a 192.0.2.1 ./a", ["192.0.2.1 port 9:"], [], id="p-after-a-tab"),
-    pytest.param(
-        "-p '\n\v\f\r +09' -a 192.0.2.1 ./a", ["port 9:"], [], id="p-after-blanks-and-sign"
-    ),
-    pytest.param("-p 0 -x", ["-x"], ["-p"], id="words-before-values"),
-    pytest.param("-s no/s -F 0x -P gone/p ./a", ["0x"], ["gone"], id="values-before-P"),
+    pytest.param("-p 65535 -a 192.0.2.1 ./a", ["port 65535:"], [], id="p-65535"),
+    pytest.param("-p '\t\n\v\f\r +09' -a 192.0.2.1 ./a", ["port 9:"], [], id="p-after-blanks"),
+    # Two faults: the first is told, and the second is not.
     pytest.param("-s no/s -P gone/p ./a", ["gone"], ["no/s"], id="P-before-s"),
     pytest.param("-s no/s -n -d lost ./a", ["no/s"], ["lost"], id="s-before-d"),
-    pytest.param("-p9 -a192.0.2.1 -nd lost ./a", ["192.0.2.1"], ["lost"], id="p-before-d"),
-    pytest.param("-s s -F 0x -u who ./a", ["0x"], ["who"], id="values-before-u", marks=FOR_ROOT),
-    pytest.param("-s s -G who -P gone/p ./a", ["who"], ["gone"], id="G-before-P", marks=FOR_ROOT),
-    pytest.param("-s no/s -SnU who ./a", ["who"], ["no/s"], id="U-before-S", marks=FOR_ROOT),
     pytest.param("-s no/s -S -P gone/p ./a", ["gone"], ["no/s"], id="P-before-S", marks=FOR_ROOT),
     pytest.param("-s no/s -Snc jail ./a", ["no/s"], ["jail"], id="S-before-c", marks=FOR_ROOT),
     pytest.param("-s no/s -nc jail ./a", ["jail"], ["no/s"], id="c-before-s", marks=FOR_ROOT),
     pytest.param("-ss -nc jail -d lost ./a", ["jail"], ["lost"], id="c-before-d", marks=FOR_ROOT),
-]
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("line", "names", "not_named"), [*REFUSED, *ORDER])
+@pytest.mark.parametrize(("line", "names", "not_named"), REFUSED)
 def test_a_wrong_line_is_refused_by_name_before_any_work(
     line: str, names: list[str], not_named: list[str], work: Path
 ) -> None:
@@ -194,15 +143,6 @@ def test_a_wrong_line_is_refused_by_name_before_any_work(
     assert_refused(result, *names)
     assert [text for text in not_named if text.encode() in result.err] == [], result
     assert os.listdir(work) == []
-
-
-class Bad(NamedTuple):
-    """Values that an option refuses, each with a message that names it and says why."""
-
-    option: str
-    beside: str  # what else the line needs
-    says: str
-    values: list[str]
 
 
 NOT_NUMBERS = ["", "+", "x", "0x10", "1_000", "1.5", "9\n", "--1", "\u0661", "9\udcff", "7" * 5000]
@@ -213,69 +153,56 @@ NAMES = ["", "nosuch", "4294967295", "-1", "12x", "4_1", "1 ", "\u0664\udcff", "
 GOOD = "-s s -S -u app -U app"  # which excuses nothing
 NOT_AS_ROOT = "will not run as root"
 NOT_OF_ROOT = "neither the owner nor the group of the socket may be root"
-# fmt: off
-BAD = [
-    Bad("-p", "", "not a number from 1 to 65535", [*NOT_NUMBERS, "0", "-1", "65536", "4294976296"]),
-    Bad("-M", "-s s", "not a number from 0 to 7777", [*NOT_NUMBERS, "-1", "8", "0o660", "10000"]),
-    Bad("-F", "-s s", f"not a number from 1 to {MAX}:", [*NOT_NUMBERS, "-1", "0", str(MAX + 1)]),
-    Bad("-C", "-s s", f"from {MIN} to {MAX}:", [*NOT_NUMBERS, str(MIN - 1), str(MAX + 1)]),
-    Bad("-b", "-s s", f"from {MIN} to {MAX}:", [*NOT_NUMBERS, str(MIN - 1), str(MAX + 1)]),
-    Bad("-a", "-p 9", "not a numeric", ADDRESSES),
-]
+# An option, what else the line needs, why these values are refused, and the values.
 # Of the accounts in harness.py: extra is a group only, toor a user only.
-BAD_FOR_ROOT = [
-    Bad("-u", GOOD, "-u: ", [*NAMES, "extra"]),
-    Bad("-g", GOOD, "-g: ", [*NAMES, "toor"]),
-    Bad("-U", GOOD, "-U: ", [*NAMES, "extra"]),
-    Bad("-G", GOOD, "-G: ", [*NAMES, "toor"]),
-    Bad("-u", GOOD, NOT_AS_ROOT, ["root", "0", "toor", "rootgroup", "4103"]),
-    Bad("-g", GOOD, NOT_AS_ROOT, ["root", "0", "+00", "wheel"]),
-    Bad("-U", GOOD, NOT_OF_ROOT, ["root", "0", "toor", "rootgroup", "4103"]),
-    Bad("-G", GOOD, NOT_OF_ROOT, ["root", "0", "+00", "wheel"]),
+BAD = [
+    ("-p", "", "not a number from 1 to 65535", [*NOT_NUMBERS, "0", "-1", "65536", "4294976296"]),
+    ("-M", "-s s", "not a number from 0 to 7777", [*NOT_NUMBERS, "-1", "8", "0o660", "10000"]),
+    ("-F", "-s s", f"not a number from 1 to {MAX}:", [*NOT_NUMBERS, "-1", "0", str(MAX + 1)]),
+    ("-C", "-s s", f"from {MIN} to {MAX}:", [*NOT_NUMBERS, str(MIN - 1), str(MAX + 1)]),
+    ("-b", "-s s", f"from {MIN} to {MAX}:", [*NOT_NUMBERS, str(MIN - 1), str(MAX + 1)]),
+    ("-a", "-p 9", "not a numeric", ADDRESSES),
+    ("-u", GOOD, "-u: ", [*NAMES, "extra"]),
+    ("-g", GOOD, "-g: ", [*NAMES, "toor"]),
+    ("-U", GOOD, "-U: ", [*NAMES, "extra"]),
+    ("-G", GOOD, "-G: ", [*NAMES, "toor"]),
+    ("-u", GOOD, NOT_AS_ROOT, ["root", "0", "toor", "rootgroup", "4103"]),
+    ("-g", GOOD, NOT_AS_ROOT, ["root", "0", "+00", "wheel"]),
+    ("-U", GOOD, NOT_OF_ROOT, ["root", "0", "toor", "rootgroup", "4103"]),
+    ("-G", GOOD, NOT_OF_ROOT, ["root", "0", "+00", "wheel"]),
 ]
-# fmt: on
+BAD_VALUES = [
+    pytest.param(option, beside, why, value, id=f"{option} {value[:30]!a}",
+                 marks=FOR_ROOT if beside == GOOD else ())
+    for option, beside, why, values in BAD
+    for value in values
+]  # fmt: skip
 
 
-def spelled(value: str) -> str:
-    """Spell a value in a few letters that pytest's -k takes."""
-    return re.sub(r"[^\w.:/+\\-]+", "_", ascii(value)[1:-1])[:30] or "empty"
-
-
-def values(rows: list[Bad], *marks: pytest.MarkDecorator) -> list[Any]:
-    """Return a row for each value."""
-    return [
-        pytest.param(row, value, id=f"{row.option}-{spelled(value)}", marks=marks)
-        for row in rows
-        for value in row.values
-    ]
-
-
-@pytest.mark.parametrize(("row", "value"), [*values(BAD), *values(BAD_FOR_ROOT, FOR_ROOT)])
-def test_a_bad_value_is_refused_by_name_before_any_work(row: Bad, value: str, work: Path) -> None:
+@pytest.mark.parametrize(("option", "beside", "why", "value"), BAD_VALUES)
+def test_a_bad_value_is_refused_by_name_before_any_work(
+    option: str, beside: str, why: str, value: str, work: Path
+) -> None:
     caller = accounts(work) if os.getuid() == 0 else {"cwd": work}
-    line = [*split(row.beside), "-P", "gone/pid", row.option, value, "--", "./a"]
+    line = [*split(beside), "-P", "gone/pid", option, value, "--", "./a"]
     result = run(*line, **caller)
     named = value.replace("\n", "\\x0a") or "''"
-    assert_refused(result, row.option, named, row.says)
+    assert_refused(result, option, named, why)
     assert b"known" not in result.err, "no resolver was asked"
     assert b"gone" not in result.err, "this comes before the PID file"
     assert os.listdir(caller["cwd"]) == []
 
 
-ODD = "x\n\x1b[2J\r\udcff\xe9"
+ODD = "x\n\x1b[2J\x7f\r\udcff\xe9"
 # Lines, at the end of which that is put.
 ODD_LINES = [
-    pytest.param("-p", id="port"),
+    pytest.param("-p", id="number"),
     pytest.param("-p 9 -a", id="address"),
     pytest.param("-s no/", id="path"),
-    pytest.param("-s s -M", id="mode"),
     pytest.param("-s s -P no/", id="PID-file"),
     pytest.param("-s s -d", id="directory"),
-    pytest.param("-s s -F", id="children"),
-    pytest.param("-s s -C", id="PHP-children"),
     pytest.param("-s s -x", id="unknown-option"),
     pytest.param("-s s -n ./", id="app"),
-    pytest.param("-s s -c", id="root", marks=FOR_ROOT),
     pytest.param("-s s -u", id="user", marks=FOR_ROOT),
     pytest.param("-s s -G", id="group", marks=FOR_ROOT),
 ]
@@ -294,14 +221,6 @@ def test_odd_bytes_forge_no_line(line: str, locale: str, work: Path) -> None:
 # A line with options that are for root only, and those that the warning names.
 IGNORED = [
     pytest.param("", "", id="nothing"),
-    pytest.param("-c /none", "-c", id="c"),
-    pytest.param("-S", "-S", id="S"),
-    pytest.param("-u nosuch", "-u", id="u"),
-    pytest.param("-u ''", "-u", id="u-empty"),
-    pytest.param("-g 0", "-g", id="g"),
-    pytest.param("-U 4294967296", "-U", id="U"),
-    pytest.param("-G root", "-G", id="G"),
-    pytest.param("-S -g ''", "-S -g", id="S-and-g"),
     pytest.param("-u 0 -g '' -U root -G -1 -c '' -S", "-c -S -u -g -U -G", id="all"),
 ]
 
@@ -326,18 +245,14 @@ def test_a_hundred_thousand_arguments_go_through(work: Path) -> None:
     assert run("-n", "-s", work / "s", "--", *app, timeout=5) == (0, b"99999\n", b"")
 
 
-@pytest.mark.parametrize("script", [False, True], ids=["installed", "script"])
 @pytest.mark.parametrize("caller", [signal.SIG_DFL, signal.SIG_IGN], ids=["takes", "ignores"])
 def test_ctrl_c_ends_it_quietly_as_a_signal_does_unless_the_caller_ignores_it(
-    caller: signal.Handlers, script: bool, work: Path, monkeypatch: pytest.MonkeyPatch
+    caller: signal.Handlers, work: Path
 ) -> None:
-    if script and "SPAWN_FCGI" not in os.environ:
-        monkeypatch.setattr(harness, "program", [sys.executable, str(ROOT / "spawn_fcgi.py")])
     reader, writer = os.pipe()
     os.write(writer, b" " * fcntl.fcntl(writer, F_GETPIPE_SZ))  # full, so that it waits to speak
     handle = partial(signal.signal, signal.SIGINT, caller)
-    args = ("-s", work / "s", "-F", "2", "--", *SLEEP)
-    with popen(*args, stdout=writer, preexec_fn=handle) as process:
+    with popen("-s", work / "s", "--", *SLEEP, stdout=writer, preexec_fn=handle) as process:
         os.close(writer)
         try:
             harness.wait_for("the socket", lambda: harness.connects(work / "s"))
