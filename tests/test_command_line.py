@@ -167,13 +167,14 @@ BAD = [
     ("-U", GOOD, "-U: ", [*NAMES, "extra"]),
     ("-G", GOOD, "-G: ", [*NAMES, "toor"]),
     ("-u", GOOD, NOT_AS_ROOT, ["root", "0", "toor", "rootgroup", "4103"]),
+    ("-u", f"{GOOD} -g app", f"-u 0: {NOT_AS_ROOT}", ["0"]),
     ("-g", GOOD, NOT_AS_ROOT, ["root", "0", "+00", "wheel"]),
     ("-U", GOOD, NOT_OF_ROOT, ["root", "0", "toor", "rootgroup", "4103"]),
     ("-G", GOOD, NOT_OF_ROOT, ["root", "0", "+00", "wheel"]),
 ]
 BAD_VALUES = [
     pytest.param(option, beside, why, value, id=f"{option} {value[:30]!a}",
-                 marks=FOR_ROOT if beside == GOOD else ())
+                 marks=FOR_ROOT if GOOD in beside else ())
     for option, beside, why, values in BAD
     for value in values
 ]  # fmt: skip
