@@ -44,93 +44,68 @@ def described(*args: Arg) -> list[str]:
 IF_INET6 = Path("/proc/net/if_inet6")  # the IPv6 addresses, if any
 HAS_IPV6 = IF_INET6.exists() and IF_INET6.read_text()
 IPV6 = pytest.mark.skipif(not HAS_IPV6, reason="this machine has no IPv6")
-ADDRESSES = [
-    pytest.param([], "0.0.0.0", id="all-of-IPv4-by-default"),
-    pytest.param(["-a127.0.0.1"], "127.0.0.1", id="IPv4"),
-    pytest.param(["-a", "::1"], "::1", id="IPv6", marks=IPV6),
-    pytest.param(["-a", "::"], "::", id="all-of-IPv6", marks=IPV6),
+# Options, the address and the backlog.
+LISTENING = [
+    pytest.param([], "0.0.0.0", 1024, id="all-of-IPv4-and-1024-by-default"),
+    pytest.param(["-a127.0.0.1"], "127.0.0.1", 1024, id="IPv4"),
+    pytest.param(["-a", "::1"], "::1", 1024, id="IPv6", marks=IPV6),
+    pytest.param(["-b", "0"], "0.0.0.0", 0, id="no-backlog"),
+    pytest.param(["-b", "-1"], "0.0.0.0", SOMAXCONN, id="negative-is-all-the-kernel-allows"),
+    pytest.param(["-b2147483647"], "0.0.0.0", SOMAXCONN, id="the-highest-backlog"),
 ]
 
 
-@pytest.mark.parametrize(("args", "host"), ADDRESSES)
-def test_the_address_is_bound(args: list[str], host: str, port: str) -> None:
-    address = described(f"-p {port}", *args)[0]  # as Docker's ["-p 9000"] gives it
+@pytest.mark.parametrize(("args", "host", "backlog"), LISTENING)
+def test_address_and_backlog_are_as_asked_for(
+    args: list[str], host: str, backlog: int, port: str
+) -> None:
+    address, found, *_ = described(f"-p {port}", *args)  # as Docker's ["-p 9000"] gives it
     assert address.startswith(f"('{host}', {port}")
+    assert int(found) == min(backlog, SOMAXCONN)
 
 
-ABSENT = [
-    pytest.param("192.0.2.1", id="IPv4"),
-    pytest.param("fe80::1%lo", id="IPv6-of-a-link", marks=IPV6),  # without its link: EINVAL
-]
-
-
-@pytest.mark.parametrize("host", ABSENT)
+# A link's address fails in another way (EINVAL) where its link is lost.
+@pytest.mark.parametrize("host", ["192.0.2.1", pytest.param("fe80::1%lo", marks=IPV6)])
 def test_an_address_that_the_machine_does_not_have_is_named(host: str, port: str) -> None:
     result = run("-p", port, "-a", host, *TRUE)
     assert_refused(result, host, port, "Cannot assign requested address")
 
 
-BACKLOGS = [
-    pytest.param([], 1024, id="1024-by-default"),
-    pytest.param(["-b", "0"], 0, id="none"),
-    pytest.param(["-b7"], 7, id="seven"),
-    pytest.param(["-b", "-1"], SOMAXCONN, id="negative-is-all-the-kernel-allows"),
-    pytest.param(["-b2147483647"], SOMAXCONN, id="the-highest"),
-]
-
-
-@pytest.mark.parametrize(("args", "backlog"), BACKLOGS)
-def test_the_backlog_is_as_asked_for(args: list[str], backlog: int, port: str) -> None:
-    _, found, *_ = described("-p", port, *args)
-    assert int(found) == min(backlog, SOMAXCONN)
-
-
 IN_CREATE, IN_ATTRIB = 0x100, 0x4
-BORN, CHANGED = ["created"], ["created", "owner or mode set"]
-NO_ACL, ACL = None, (7, 5, 5)  # of the directory: see set_default_acl
-# The umask, the directory's default ACL, options; then the socket's mode and what befell it.
+BORN, CHANGED = [IN_CREATE], [IN_CREATE, IN_ATTRIB]
+# The umask, a default ACL or none, options; then the socket's mode and what befell it.
 MODES = [
-    pytest.param(0o000, NO_ACL, [], 0o660, BORN, id="0660-by-default"),
-    pytest.param(0o027, NO_ACL, [], 0o640, BORN, id="less-the-umask"),
-    pytest.param(0o111, NO_ACL, [], 0o660, BORN, id="less-a-umask-of-no-matter"),
-    pytest.param(0o777, NO_ACL, [], 0o000, BORN, id="less-all"),
-    pytest.param(0o000, NO_ACL, ["-M", "0"], 0o000, BORN, id="M-of-zero"),
-    pytest.param(0o077, NO_ACL, ["-M0666"], 0o666, BORN, id="M-whatever-the-umask"),
-    pytest.param(0o022, NO_ACL, ["-M2660"], 0o660, BORN, id="M-without-set-gid"),
-    pytest.param(0o777, NO_ACL, ["-M", "7777"], 0o777, BORN, id="M-of-all-bits"),
-    pytest.param(0o022, NO_ACL, ["-U", "65534"], 0o640, CHANGED, id="with-an-owner", marks=ROOT),
-    pytest.param(0o007, ACL, [], 0o660, CHANGED, id="acl-and-the-default"),
-    pytest.param(0o007, ACL, ["-M", "0666"], 0o666, CHANGED, id="acl-and-M"),
-    pytest.param(0o007, ACL, ["-M", "7777"], 0o777, CHANGED, id="acl-and-M-of-all-bits"),
-    pytest.param(0o007, ACL, ["-M606", "-u65534"], 0o606, CHANGED, id="acl-and-u", marks=ROOT),
+    pytest.param(0o000, False, [], 0o660, BORN, id="0660-by-default"),
+    pytest.param(0o027, False, [], 0o640, BORN, id="less-the-umask"),
+    pytest.param(0o000, False, ["-M", "0"], 0o000, BORN, id="M-of-zero"),
+    pytest.param(0o777, False, ["-M7777"], 0o777, BORN, id="M-of-all-bits-whatever-the-umask"),
+    pytest.param(0o022, False, ["-U", "65534"], 0o640, CHANGED, id="with-an-owner", marks=ROOT),
+    pytest.param(0o007, True, [], 0o660, CHANGED, id="acl-and-the-default"),
+    pytest.param(0o007, True, ["-M606", "-u65534"], 0o606, CHANGED, id="acl-and-u", marks=ROOT),
 ]
 
 
-def set_default_acl(directory: Path, user: int, group: int, other: int) -> None:
-    """Give what is created in a directory at most these permissions, see acl(5)."""
-    tags = {0x01: user, 0x04: group, 0x20: other}
-    entries = [struct.pack("<HHI", tag, bits, 0xFFFFFFFF) for tag, bits in tags.items()]
+def set_default_acl(directory: Path) -> None:
+    """Let only the owner write to what is created in a directory, see acl(5)."""
+    permissions = {0x01: 7, 0x04: 5, 0x20: 5}  # of the owner, the group and others
+    entries = [struct.pack("<HHI", tag, bits, 0xFFFFFFFF) for tag, bits in permissions.items()]
     os.setxattr(directory, "system.posix_acl_default", b"\2\0\0\0" + b"".join(entries))
 
 
 @pytest.mark.parametrize(("umask", "acl", "args", "mode", "events"), MODES)
 def test_the_mode_is_right_from_birth_on(
-    umask: int, acl: Any, args: list[str], mode: int, events: list[str], work: Path
+    umask: int, acl: bool, args: list[str], mode: int, events: list[int], work: Path
 ) -> None:
-    if acl is not NO_ACL:
-        set_default_acl(work, *acl)
-    seen = []
+    if acl:
+        set_default_acl(work)
     with open(libc.inotify_init1(os.O_NONBLOCK), "rb", buffering=0) as inotify:
         libc.inotify_add_watch(inotify.fileno(), os.fsencode(work), IN_CREATE | IN_ATTRIB)
         result = run("-n", "-s", work / "s", *args, *TRUE, umask=umask)
         data = inotify.read(4096) or b""
-    while data:  # see inotify_event in inotify(7)
-        _, event, _, length = struct.unpack_from("iIII", data)
-        seen.append("created" if event == IN_CREATE else "owner or mode set")
-        data = data[16 + length :]
     assert result == (0, b"", b"")
     assert f"{stat.S_IMODE((work / 's').stat().st_mode):04o}" == f"{mode:04o}"
-    assert seen == events
+    # Each inotify_event ends with the name, which is padded: see inotify(7).
+    assert [event for _, event, *_ in struct.iter_unpack("iIII16s", data)] == events
 
 
 def bind(path: Path, kind: int = SOCK_STREAM) -> socket:
@@ -146,11 +121,10 @@ def stale_socket(path: Path) -> None:
     bind(path).close()
 
 
-def service(path: Path, mode: int = 0o777) -> socket:
-    """Return a service to which everybody may connect, or whom this mode lets."""
+def service(path: Path) -> socket:
+    """Return a service to which everybody may connect."""
     listening = bind(path)
     listening.listen(0)
-    path.chmod(mode)
     return listening
 
 
@@ -162,19 +136,14 @@ def full_service(path: Path) -> tuple[socket, socket]:
 
 
 NOT_A_SOCKET = "exists and is not a socket"
-# What stays as it is, "empty" being an empty file and "stale" a stale socket beside it.
+# What stays as it is, "stale" being a stale socket beside it.
 AT_THE_PATH = [
     pytest.param("s", service, "already in use", id="service"),
     pytest.param("s", full_service, "already in use", id="service-with-a-full-queue"),
-    pytest.param("s", lambda path: service(path, 0), "Permission denied", id="service-of-others"),
     pytest.param("s", lambda path: bind(path, SOCK_DGRAM), "wrong type", id="datagram-socket"),
     pytest.param("s", lambda path: path.write_text("x"), NOT_A_SOCKET, id="file-with-content"),
-    pytest.param("s", lambda path: path.symlink_to("empty"), NOT_A_SOCKET, id="link-to-a-file"),
     pytest.param("s", lambda path: path.symlink_to("stale"), NOT_A_SOCKET, id="link-to-a-socket"),
-    pytest.param("s", lambda path: path.symlink_to("no"), NOT_A_SOCKET, id="link-to-nothing"),
-    pytest.param("s", os.mkdir, NOT_A_SOCKET, id="directory"),
     pytest.param("s", os.mkfifo, NOT_A_SOCKET, id="FIFO"),
-    pytest.param("no/s", nothing, "No such file or directory", id="in-no-directory"),
     pytest.param("fifo/s", lambda path: os.mkfifo(path.parent), "Not a directory",
                  id="in-a-FIFO", marks=HOSTILE),
 ]  # fmt: skip
@@ -183,7 +152,6 @@ AT_THE_PATH = [
 @pytest.mark.parametrize(("path", "make", "reason"), AT_THE_PATH)
 def test_what_may_be_somebodys_stays(path: str, make: Make, reason: str, work: Path) -> None:
     work.chmod(0o777)  # so that the user could remove it
-    (work / "empty").touch()
     stale_socket(work / "stale")
     kept = make(work / path)
     before = snapshot(work)
@@ -193,13 +161,7 @@ def test_what_may_be_somebodys_stays(path: str, make: Make, reason: str, work: P
     del kept
 
 
-REPLACED = [
-    pytest.param(stale_socket, id="stale-socket"),
-    pytest.param(Path.touch, id="empty-file"),
-]
-
-
-@pytest.mark.parametrize("make", REPLACED)
+@pytest.mark.parametrize("make", [stale_socket, Path.touch], ids=["stale-socket", "empty-file"])
 def test_what_is_nobodys_is_replaced(make: Make, work: Path) -> None:
     make(work / "s")
     (work / "s").chmod(0o777)
@@ -207,7 +169,7 @@ def test_what_is_nobodys_is_replaced(make: Make, work: Path) -> None:
     assert stat.S_IMODE((work / "s").stat().st_mode) & 0o007 == 0, "it is a new one"
 
 
-def start_and_swap(moment: int, work: Path, args: list[str]) -> bool:
+def start_and_swap(moment: int, work: Path) -> bool:
     """Start; put "other" at "s", at this stop of those that see the socket; say if there was one.
 
     The application is missing, as its own system calls would only cost time.
@@ -221,23 +183,22 @@ def start_and_swap(moment: int, work: Path, args: list[str]) -> bool:
             if seen == moment:
                 os.rename(work / "other", work / "s")
 
-    harness.step_through(swap, "-s", "s", *args, "-n", "--", "./missing", cwd=work)
+    args = ("-s", "s", "-M666", "-U4199", "-n", "--", "./missing")  # -U: ignored if not by root
+    harness.step_through(swap, *args, cwd=work)
     return seen == moment
 
 
 @pytest.mark.hostile
 @pytest.mark.parametrize("plant", [os.link, os.symlink], ids=["file", "link"])
-@pytest.mark.parametrize("args", [["-M666"], pytest.param(["-M666", "-U4199"], marks=ROOT)],
-                         ids=["mode", "mode-and-owner"])  # fmt: skip
-def test_what_takes_the_path_gets_no_owner_or_mode(plant: Any, args: Any, work: Path) -> None:
-    set_default_acl(work, *ACL)  # for there to be a change of mode
+def test_what_takes_the_path_gets_no_owner_or_mode(plant: Any, work: Path) -> None:
+    set_default_acl(work)  # for there to be a change of mode
     secret = work / "secret"
     secret.write_text("secret")  # an empty file may go
     secret.chmod(0o600)
     # One system call ends and the next one begins: every other stop sees nothing new.
     for moment in itertools.count(1, 2):
         plant(secret, work / "other")
-        if not start_and_swap(moment, work, args):
+        if not start_and_swap(moment, work):
             break
         found = (f"{stat.S_IMODE(secret.stat().st_mode):o}", secret.stat().st_uid)
         assert found == ("600", os.getuid()), f"the secret's mode and owner, after stop {moment}"
@@ -257,27 +218,14 @@ def locked(directory: Path) -> Iterator[None]:
         os.close(lock)
 
 
-# Somebody holds the lock for ever. The directory's mode, what is at the path, why it is refused.
-LOCKS = [
-    pytest.param(0o777, nothing, None, id="held"),
-    pytest.param(0o333, nothing, None, id="held-in-a-directory-that-cannot-be-read"),
-    pytest.param(0o777, full_service, "in use", id="held-and-the-queue-is-full", marks=HOSTILE),
-]
-
-
-@pytest.mark.parametrize(("mode", "make", "reason"), LOCKS)
-def test_no_lock_is_waited_for_for_ever(mode: int, make: Make, reason: Any, work: Path) -> None:
-    kept = make(work / "s")
+@pytest.mark.parametrize("mode", [0o777, 0o333], ids=["held", "held-where-nobody-can-read"])
+def test_no_lock_is_waited_for_for_ever(mode: int, work: Path) -> None:
     with locked(work):
         work.chmod(mode)
         result = run("-n", "-s", work / "s", *TRUE, timeout=8, **as_user())
         work.chmod(0o755)
-    if reason is not None:
-        assert_refused(result, work / "s", reason)
-    else:
-        assert result == (0, b"", b"")
-        assert (work / "s").is_socket()
-    del kept
+    assert result == (0, b"", b"")
+    assert (work / "s").is_socket()
 
 
 @pytest.mark.parametrize("path", ["s", "/proc/self/cwd/s"], ids=["relative", "absolute"])
@@ -305,16 +253,15 @@ def test_a_free_lock_is_not_waited_for(work: Path) -> None:
     pytest.fail("each start takes as long as it waits for a lock")
 
 
-@pytest.mark.parametrize("starts", [2, 10], ids=["two", "ten"])
 @pytest.mark.parametrize("make", [nothing, stale_socket], ids=["new", "for-a-stale-socket"])
-def test_of_several_starts_at_once_exactly_one_wins(starts: int, make: Make, work: Path) -> None:
+def test_of_several_starts_at_once_exactly_one_wins(make: Make, work: Path) -> None:
     make(work / "s")
     with ExitStack() as stack:
         begun = []
-        for _ in range(starts):
+        for _ in range(10):
             begun.append(stack.enter_context(popen("-s", work / "s", "--", *SLEEP)))
             stack.callback(begun[-1].kill)
         errors = [process.communicate(timeout=30)[1] for process in begun]
-    assert sorted(process.returncode for process in begun) == [0] + [255] * (starts - 1), errors
-    assert sum(b"already in use" in error for error in errors) == starts - 1, errors
+    assert sorted(process.returncode for process in begun) == [0] + [255] * 9, errors
+    assert sum(b"already in use" in error for error in errors) == 9, errors
     assert harness.connects(work / "s")
