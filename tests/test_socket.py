@@ -209,10 +209,10 @@ def test_what_takes_the_path_gets_no_owner_or_mode(plant: Any, work: Path) -> No
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Hold the lock that a start takes on the directory of its socket."""
+    """Hold a shared lock on a directory, for which a start, with an exclusive one, waits."""
     lock = os.open(directory, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         yield
     finally:
         os.close(lock)
