@@ -1,8 +1,8 @@
 """Fixtures, and where a new row goes.
 
     a line that is taken, refused or answered; bad values   test_command_line.py  ACCEPTED, REFUSED
-    an address, the backlog, the socket's mode              test_socket.py  ADDRESSES, MODES, ...
-    what lies at the path of -s; locks                      test_socket.py  AT_THE_PATH, LOCKS
+    an address, the backlog, the socket's mode              test_socket.py  LISTENING, MODES
+    what lies at the path of -s; locks                      test_socket.py  AT_THE_PATH, ...
     what lies at the path of -P; its content; full disks    test_pid_file.py  AT_THE_PATH, ...
     how a child ends, or is not executed; closed streams    test_children.py  ENDS, EXEC, STREAMS
     what the application inherits                           test_inherited.py  a table for each kind
