@@ -10,7 +10,7 @@ import os
 import socket
 import struct
 from contextlib import suppress
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO
 
 HEADER = struct.Struct(">BBHHBx")  # version, type, request id, lengths of content and padding
 FCGI_END_REQUEST, FCGI_PARAMS, FCGI_STDIN, FCGI_STDOUT = range(3, 7)
@@ -42,22 +42,17 @@ def serve(file: BinaryIO) -> None:
         if kind in streams:
             streams[kind] += content
     params = unpack_pairs(streams[FCGI_PARAMS])
-    lines = [f"PID={os.getpid()}", *(f"{name}={params.get(name, '')}" for name in REPORTED)]
-    text = "\n".join(
-        ["Content-Type: text/plain\r\n\r", *lines, f"STDIN={len(streams[FCGI_STDIN])}"]
-    )
+    text = f"Content-Type: text/plain\r\n\r\nPID={os.getpid()}\n"
+    for name in REPORTED:
+        text += f"{name}={params.get(name, '')}\n"
+    text += f"STDIN={len(streams[FCGI_STDIN])}\n"
     for kind, content in ((FCGI_STDOUT, os.fsencode(text)), (FCGI_END_REQUEST, bytes(8))):
         file.write(HEADER.pack(1, kind, request_id, len(content), 0) + content)
 
 
-def main() -> NoReturn:
-    """Serve for ever."""
+if __name__ == "__main__":
     listener = socket.socket(fileno=0)
     while True:
         connection, _ = listener.accept()
-        with connection, suppress(OSError, struct.error), connection.makefile("rwb") as file:
-            serve(file)  # type: ignore[arg-type]
-
-
-if __name__ == "__main__":
-    main()
+        with connection, suppress(OSError, struct.error), connection.makefile("rwb") as stream:
+            serve(stream)  # type: ignore[arg-type]

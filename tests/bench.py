@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import harness
@@ -29,8 +28,15 @@ D = "D: python3 -IS -c 'import docopt'"
 ROW = "{:24}{:>10}{:>10}{:>10}  {}"
 
 
-def best_times(turns: int, commands: Mapping[Any, list[str]]) -> dict[Any, float]:
-    """Run all commands in turn, so many times; return the best time of each in ms."""
+def main(turns: int, work: pathlib.Path) -> None:
+    """Run all starts in turn, so many times; print the best time of each in ms."""
+    ours = harness.install(work)
+    python = pathlib.Path(ours).read_text().split()[0][2:]
+    code = f"import sys; sys.path.append('{work}/prefix/lib/spawn-fcgi'); import docopt"
+    commands: dict[Any, list[str]] = {D: [python, "-IS", "-c", code]}
+    for words, *_ in STARTS:
+        for tool in (ours, C_TOOL):
+            commands[tool, words] = [tool, "-s", f"{work}/sock", *words.split()]
     best = dict.fromkeys(commands, math.inf)
     for _ in range(turns):
         for name, command in commands.items():
@@ -38,19 +44,6 @@ def best_times(turns: int, commands: Mapping[Any, list[str]]) -> dict[Any, float
             subprocess.run(command, env=harness.ENVIRONMENT, capture_output=True, check=False)
             best[name] = min(best[name], 1000 * (time.perf_counter() - start))
             harness.end_children()
-    return best
-
-
-def main(turns: int, work: pathlib.Path) -> None:
-    """Measure, and print the table."""
-    ours = harness.install(work)
-    python = pathlib.Path(ours).read_text().split()[0][2:]
-    code = f"import sys; sys.path.append('{work}/prefix/lib/spawn-fcgi'); import docopt"
-    commands: dict[Any, list[str]] = {D: [python, "-IS", "-c", code]}
-    for number, (words, *_) in enumerate(STARTS):
-        for tool, path in ((ours, f"{work}/ours{number}"), (C_TOOL, f"{work}/its{number}")):
-            commands[tool, words] = [tool, "-s", path, *words.split()]
-    best = best_times(turns, commands)
     print(ROW.format(f"ms, best of {turns}", "ours", "C tool", "at most", "limit"))
     for words, times_c, times_d in STARTS:
         limit = times_c * best[C_TOOL, words] + times_d * best[D]

@@ -8,7 +8,6 @@ import re
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,9 +18,6 @@ import pytest
 from harness import MODES, SLEEP, Arg, application, popen, run, state
 
 ROOT = pytest.mark.root
-
-
-# Descriptors
 
 
 @MODES
@@ -51,18 +47,9 @@ def test_fd_0_is_the_socket_whatever_is_closed(bits: int, mode: str, work: Path)
     assert len(output.read_bytes().splitlines()) == printed
 
 
-DESCRIPTORS = [
-    pytest.param([3], id="the-next"),
-    pytest.param([50, 700], id="above-a-gap-and-above-the-limit"),
-    pytest.param(range(100, 5000, 2), id="thousands"),
-]
-
-
 @MODES
-@pytest.mark.parametrize("fds", DESCRIPTORS)
-def test_inherited_descriptors_are_closed_with_fork_and_kept_without(
-    fds: Sequence[int], mode: str
-) -> None:
+def test_inherited_descriptors_are_closed_with_fork_and_kept_without(mode: str) -> None:
+    fds = [3, 50, *range(700, 5000, 2)]  # with gaps, and above the limit that holds by then
     with application(mode, preexec_fn=harness.inheriting(*fds), close_fds=False) as pid:
         seen = state(pid).fds
     if mode == "fork":
@@ -95,9 +82,6 @@ def test_eight_descriptors_are_enough(port: str) -> None:
     assert (result.status, len(result.pids)) == (0, 9), result
 
 
-# Process and session
-
-
 def test_each_forked_child_has_a_session_of_its_own(port: str) -> None:
     result = run("-p", port, "-F2", "--", *SLEEP)
     assert len(result.pids) == 2
@@ -115,24 +99,17 @@ def test_without_fork_process_session_and_streams_are_the_callers(port: str) -> 
 def test_umask_limits_priority_and_directory_are_the_callers(mode: str, work: Path) -> None:
     def restrict() -> None:
         os.umask(0o027)
-        os.nice(5)
+        os.setpriority(os.PRIO_PROCESS, 0, 19)
         resource.setrlimit(resource.RLIMIT_NOFILE, (200, 300))
-
-    def traits(pid: int) -> tuple[Any, ...]:
-        seen = state(pid)
-        return seen.umask, seen.limits, os.getpriority(os.PRIO_PROCESS, pid), seen.cwd
 
     cwd = os.fsencode(work) + b"/\xff \n"
     os.mkdir(cwd)
-    with subprocess.Popen(SLEEP, preexec_fn=restrict, cwd=cwd) as caller:
-        try:  # a mode needs another umask for a moment
-            with application(mode, "-s", "s", "-M", "0600", preexec_fn=restrict, cwd=cwd) as pid:
-                assert traits(pid) == traits(caller.pid)
-        finally:
-            caller.kill()
-
-
-# Environment
+    # A mode needs another umask for a moment.
+    with application(mode, "-s", "s", "-M", "0600", preexec_fn=restrict, cwd=cwd) as pid:
+        seen = state(pid)
+        assert (seen.umask, os.getpriority(os.PRIO_PROCESS, pid)) == (0o027, 19)
+    assert re.search("Max open files +200 +300 ", seen.limits)
+    assert seen.cwd == os.fsdecode(cwd)
 
 
 def getenv(entries: Sequence[bytes]) -> dict[bytes, bytes]:
@@ -155,26 +132,17 @@ FORK, AS_NOBODY = ["-F1"], ["-n", "-u", "65534"]
 ENVIRONMENT = [
     pytest.param(FORK, [], None, id="empty"),
     pytest.param(["-n"], [b"PATH=/bin", b"HOME="], None, id="an-empty-value"),
-    pytest.param(["-n"], [b"LC_ALL=C", b"LANG=C"], None, id="the-C-locale"),
     pytest.param(["-n"], [b"A=1", b"LC_CTYPE=C", b"B=2"], None, id="LC_CTYPE-is-C"),
-    pytest.param(FORK, [b"A=1", b"LC_CTYPE=C", b"B=2"], None, id="LC_CTYPE-is-C-forked"),
     pytest.param(AS_NOBODY, [b"LC_CTYPE=C"], None, id="LC_CTYPE-is-C-as-another", marks=ROOT),
-    pytest.param(["-n"], [b"LC_CTYPE=", b"A=1"], None, id="LC_CTYPE-is-empty"),
-    pytest.param(["-n"], [b"LC_CTYPE=nonsense"], None, id="LC_CTYPE-is-nonsense"),
-    pytest.param(["-n"], [b"LC_ALL=C", b"LC_CTYPE=\xff"], None, id="LC_CTYPE-is-a-byte"),
-    pytest.param(["-n"], [b"LC_CTYPE=C", b"LC_CTYPE=POSIX"], None, id="LC_CTYPE-is-there-twice"),
     pytest.param(["-n"], [b"A=\xff\xfe", b"\xffB=\xc3", b"C=\xc3\xa9"], None, id="any-bytes"),
-    pytest.param(["-n"], [b"A=1", b"B=2", b"A=3", b"A=1"], None, id="the-first-of-a-name"),
+    pytest.param(["-n"], [b"A=1", b"B=2", b"A=3", b"A=2"], None, id="the-first-of-a-name"),
     pytest.param(["-n"], [b"A", b"=B", b"", b"C=1", b"=D=2"], None, id="no-name-or-no-sign"),
-    pytest.param(FORK, [b"A", b"=B", b"", b"C=1", b"=D=2"], None, id="no-name-or-no-sign-forked"),
     pytest.param(["-n"], PYTHONS, None, id="what-python-heeds"),
     pytest.param(FORK, PYTHONS, None, id="what-python-heeds-forked"),
     pytest.param(["-n"], [PHP_7], None, id="php-children-are-the-callers"),
     pytest.param(["-n", "-C", "-1"], [PHP_7], None, id="php-children-left-alone-if-negative"),
     pytest.param(["-n", "-C", "0"], [], b"PHP_FCGI_CHILDREN=0", id="php-children-are-zero"),
-    pytest.param(["-n", "-C", "5"], [PHP_7, b"A=1"], PHP_5, id="php-children-replaced"),
-    pytest.param(["-F1", "-C", "5"], [PHP_7], PHP_5, id="php-children-replaced-forked"),
-    pytest.param(["-n", "-C", "5", "-C", "-1"], [PHP_7], None, id="php-children-the-last-counts"),
+    pytest.param(["-F1", "-C", "5"], [PHP_7, b"A=1"], PHP_5, id="php-children-replaced-forked"),
 ]
 
 
@@ -188,43 +156,6 @@ def test_the_environment_is_the_callers_but_for_C(
     seen = result.out.split(b"\0") if "-n" in options else state(result.pids[0]).environ
     assert getenv(seen) == getenv(entries if added is None else [added, *entries])
 
-
-LOADED = "import os; os.mkdir('/proc/self/cwd/loaded')"
-# A variable; and where the code lies that it would let in, below the directory $work.
-CODE = [
-    pytest.param("PYTHONPATH", "$work", "docopt.py", id="PYTHONPATH"),
-    pytest.param("PYTHONPATH", "$work", "sitecustomize.py", id="PYTHONPATH-sitecustomize"),
-    pytest.param("PYTHONHOME", "$work", "lib/pythonX.Y/os.py", id="PYTHONHOME"),
-    pytest.param("PYTHONUSERBASE", "$work", "$site/usercustomize.py", id="PYTHONUSERBASE"),
-    pytest.param("HOME", "$work", ".local/$site/usercustomize.py", id="HOME"),
-    pytest.param("PYTHONSTARTUP", "$work/start.py", "start.py", id="PYTHONSTARTUP"),
-    pytest.param("PYTHONINSPECT", "1", "docopt.py", id="PYTHONINSPECT"),
-    pytest.param("PYTHONWARNINGS", "error::start.X", "start.py", id="PYTHONWARNINGS"),
-    pytest.param("PYTHONVERBOSE", "1", "docopt.py", id="PYTHONVERBOSE"),
-    pytest.param("PYTHONUTF8", "nonsense", "docopt.py", id="PYTHONUTF8"),
-    pytest.param("A", "1", "docopt.py", id="the-directory-docopt"),
-    pytest.param("A", "1", "subprocess.py", id="the-directory-subprocess"),
-    pytest.param("A", "1", "spawn_fcgi.py", id="the-directory-itself"),
-]
-
-
-@pytest.mark.hostile
-@MODES
-@pytest.mark.parametrize(("variable", "value", "place"), CODE)
-def test_no_code_gets_in_and_nothing_is_said(
-    variable: str, value: str, place: str, mode: str, work: Path
-) -> None:
-    version = "python{}.{}".format(*sys.version_info)
-    place = place.replace("$site", f"lib/{version}/site-packages").replace("pythonX.Y", version)
-    (work / place).parent.mkdir(parents=True, exist_ok=True)
-    (work / place).write_text(LOADED)
-    env = {variable: value.replace("$work", str(work))}
-    with application(mode, "-s", work / "s", cwd=work, env=env, stderr=subprocess.STDOUT) as pid:
-        assert os.fsencode(f"{variable}={env[variable]}") in state(pid).environ
-    assert not (work / "loaded").exists()
-
-
-# Signals
 
 EVERY = {*map(int, signal.valid_signals())} - {signal.SIGKILL, signal.SIGSTOP}
 # Nobody can know what the caller had of these two. The third, the parent needs.
@@ -264,15 +195,12 @@ def test_a_dead_child_is_seen_by_a_parent_that_ignores_SIGCHLD(port: str) -> Non
     assert (result.status, result.pids) == (3, [])
 
 
-# Arguments
-
 ARGUMENTS = [b"", b" ", b"\xff\xfe", b"\xc3\xa9", b"--", b"-n", b"a\nb", b"'\"$x\\", b"x" * 99999]
 LOCALES = [
     pytest.param("-n", "C", id="C"),
     pytest.param("-n", "C.UTF-8", id="UTF-8"),
     pytest.param("-n", "Latin-1", id="Latin-1"),
     pytest.param("fork", "", id="none-forked"),
-    pytest.param("fork", "C.UTF-8", id="UTF-8-forked"),
 ]
 
 
@@ -295,44 +223,26 @@ def test_a_bare_name_is_a_file_in_the_directory_and_not_of_PATH(mode: str, work:
         assert state(pid).argv == [b"app", b"60"]
 
 
-# Surroundings in which Linux has less to offer
-
-
-def without_proc() -> None:
-    """Enter a mount namespace that has no /proc."""
-    harness.own_mounts()
-    harness.call("umount2", b"/proc", harness.MNT_DETACH)
-
-
-SOCKETS = [
-    pytest.param([], None, id="a-port"),
-    pytest.param(["-s", "s"], (0, 0), id="a-path"),
-    pytest.param(["-s", "s", "-u", "4101", "-g", "4201"], (4101, 4201), id="an-owner"),
-]
-
-
 @ROOT
 @MODES
-@pytest.mark.parametrize(("options", "owner"), SOCKETS)
-def test_without_proc_it_does_the_same(
-    options: list[str], owner: tuple[int, int] | None, mode: str, work: Path
-) -> None:
+def test_without_proc_it_does_the_same(mode: str, work: Path) -> None:
     def prepare() -> None:
         harness.inheriting(3, 50)()
-        without_proc()
+        harness.own_mounts()
+        harness.call("umount2", b"/proc", harness.MNT_DETACH)
 
+    owner = ("-s", "s", "-u", "4101", "-g", "4201")
     env = {"A": "1", "B": "\udcff"}
     caller: dict[str, Any] = {"preexec_fn": prepare, "close_fds": False, "cwd": work, "env": env}
-    with application(mode, *options, **caller) as pid:
+    with application(mode, *owner, **caller) as pid:
         seen = state(pid)
     assert {b"A=1", b"B=\xff"} <= {*seen.environ}
     if mode == "fork":
         assert {*seen.fds} == {0, 1, 2}
     else:
         assert {*seen.fds} >= {0, 1, 2, 3, 50}
-    if owner is not None:
-        found = (work / "s").stat()
-        assert (found.st_uid, found.st_gid) == owner
+    found = (work / "s").stat()
+    assert (found.st_uid, found.st_gid) == (4101, 4201)
 
 
 def our_interpreter_with(statement: str, work: Path) -> list[str]:
@@ -346,9 +256,7 @@ def our_interpreter_with(statement: str, work: Path) -> list[str]:
 
 @ROOT
 @MODES
-def test_an_interpreter_that_nobody_may_read_starts_it_too(
-    mode: str, work: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreadable_interpreter_starts_it_too(mode: str, work: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(harness, "program", our_interpreter_with("0", work))
     (work / "python").chmod(0o711)
     work.chmod(0o777)
@@ -357,9 +265,7 @@ def test_an_interpreter_that_nobody_may_read_starts_it_too(
 
 
 @ROOT
-def test_without_O_PATH_the_socket_gets_its_owner(
-    work: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_O_PATH_the_socket_gets_its_owner(work: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(harness, "program", our_interpreter_with("del os.O_PATH", work))
     assert run("-n", "-s", work / "s", "-U", "4101", "--", "/bin/true").status == 0
     assert (work / "s").stat().st_uid == 4101
