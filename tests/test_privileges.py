@@ -34,24 +34,27 @@ def ids(status: bytes) -> Ids:
 CALLER, APP = (0, 0, [7, 8]), (4101, 4201, [0, 4201, 4301, 4302])
 MAX = 2**32 - 2  # the highest id
 # Options, the ids of the application, those of the socket, the warning: see harness.PASSWD, GROUP.
-IDENTITIES = {
-    "owner-with-an-id-of-nobody": ("-U 4199", CALLER, (4199, 0), ""),
-    "owner-brings-its-group": ("-U app", CALLER, (4101, 4201), ""),
-    "owning-group": ("-G extra", CALLER, (0, 4301), ""),
-    "user-brings-its-groups": ("-u app", APP, (4101, 4201), ""),
-    "id-of-a-user-does-too": ("-u +004101 -S", APP, (4101, 4201), ""),
-    "id-of-nobody-alone": ("-u 4199", (4199, 0, [7, 8]), (4199, 0), "no user has the ID 4199"),
-    "g-counts": ("-u app -g other", (4101, 4202, [0, 4202, 4301, 4302]), (4101, 4202), ""),
-    "g-alone": ("-g other", (0, 4202, []), (0, 4202), ""),
-    "name-of-digits-is-an-id": ("-u 4104 -g 4304", (4104, 4304, []), (4104, 4304), ""),
-    "name-may-begin-with-9": ("-u 9user -g 9group", (4106, 4306, [4306]), (4106, 4306), ""),
-    "g-instead-of-roots": ("-u rootgroup -g app", (4103, 4201, [4201]), (4103, 4201), ""),
-    "U-and-G-count": (f"-u {MAX} -g app -U 4198 -G more", (MAX, 4201, []), (4198, 4302), ""),
-}
+IDENTITIES = [
+    ("owner-with-an-id-of-nobody", "-U 4199", CALLER, (4199, 0), ""),
+    ("owner-brings-its-group", "-U app", CALLER, (4101, 4201), ""),
+    ("owning-group", "-G extra", CALLER, (0, 4301), ""),
+    ("user-brings-its-groups", "-u app", APP, (4101, 4201), ""),
+    ("id-of-a-user-does-too", "-u +004101 -S", APP, (4101, 4201), ""),
+    ("id-of-nobody-alone", "-u 4199", (4199, 0, [7, 8]), (4199, 0), "no user has the ID 4199"),
+    ("g-counts", "-u app -g other", (4101, 4202, [0, 4202, 4301, 4302]), (4101, 4202), ""),
+    ("g-alone", "-g other", (0, 4202, []), (0, 4202), ""),
+    ("name-of-digits-is-an-id", "-u 4104 -g 4304", (4104, 4304, []), (4104, 4304), ""),
+    ("name-may-begin-with-9", "-u 9user -g 9group", (4106, 4306, [4306]), (4106, 4306), ""),
+    ("g-instead-of-roots", "-u rootgroup -g app", (4103, 4201, [4201]), (4103, 4201), ""),
+    ("U-and-G-count", f"-u {MAX} -g app -U 4198 -G more", (MAX, 4201, []), (4198, 4302), ""),
+]
 
 
 @pytest.mark.root
-@pytest.mark.parametrize(("args", "app", "owner", "warning"), IDENTITIES.values(), ids=IDENTITIES)
+@pytest.mark.parametrize(
+    ("args", "app", "owner", "warning"),
+    [pytest.param(*row, id=claim) for claim, *row in IDENTITIES],
+)
 def test_application_and_socket_have_just_the_ids_asked_for(
     args: str, app: Ids, owner: tuple[int, int], warning: str, work: Path
 ) -> None:
