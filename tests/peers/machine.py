@@ -5,7 +5,6 @@ What the documents say is typed there as it stands, with its paths, ports and us
 
 from __future__ import annotations
 
-import fnmatch
 import glob
 import os
 import pathlib
@@ -20,7 +19,11 @@ import harness
 from harness import wait_for
 
 FAKETIME = max(glob.glob("/usr/lib/*/faketime/libfaketime.so.1"), default="no libfaketime")
-FAST_CLOCK = f"env LD_PRELOAD={FAKETIME} FAKETIME='+0 x20'"  # for cron, a minute is 3 s
+# What scripts may say beside commands; with a fast clock, cron's minute is 3 s.
+WORDS = f"""
+await() {{ for n in $(seq 200); do eval "$1" && return; sleep 0.1; done; false; }}
+fast() {{ LD_PRELOAD={FAKETIME} FAKETIME='+0 x20' "$@" >/dev/null; }}
+"""
 # It does not outlive us, should we be killed.
 ALONE = "setpriv --pdeathsig KILL unshare -m -p -n -u -i -C --fork --kill-child --mount-proc"
 # $0 is a directory for what is written, which goes to memory, and $1 our program.
@@ -66,41 +69,18 @@ class Machine(NamedTuple):
         assert not check or done.returncode == 0, f"{script}\n{done.stdout}"
         return done.stdout
 
-    def start(self, command: str) -> None:
-        """Start a command that may go on for ever."""
-        self.sh(f"{{ {command}; }} >/dev/null 2>&1 &")
-
-    def write(self, path: str, text: str, mode: str = "755") -> None:
+    def write(self, path: str, text: str) -> None:
         """Write a file in it, and make the directories to it."""
-        to = f">{path}; chmod {mode} {path}"
-        self.sh(f"mkdir -p $(dirname {path}); printf %s {shlex.quote(text)} {to}")
+        self.sh(f"umask 022; mkdir -p $(dirname {path}); printf %s {shlex.quote(text)} >{path}")
 
     def path(self, path: str) -> pathlib.Path:
         """Return where one of its files is for us."""
         return pathlib.Path(f"/proc/{self.init}/root{path}")
 
-    def processes(self, name: str) -> dict[int, harness.State]:
-        """Return the states of its processes of a name, such as php-fpm*, by their PIDs in it."""
-        found, namespace = {}, os.stat(f"/proc/{self.init}/ns/pid")
-        for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))):
-            with suppress(OSError, KeyError):  # it has ended meanwhile
-                here = os.path.samestat(os.stat(f"/proc/{pid}/ns/pid"), namespace)
-                comm = harness.proc(pid, "comm").decode().rstrip("\n")
-                if here and fnmatch.fnmatch(comm, name):
-                    inside = harness.proc(pid, "status").partition(b"NSpid:")[2].split()[1]
-                    found[int(inside)] = harness.state(pid)
-        return found
-
-    def running(self, name: str, count: int) -> set[int]:
-        """Wait until just so many processes of a name run in it; return their PIDs in it."""
-
-        def counted() -> list[set[int]]:
-            """Return their PIDs in a list, which is true even of none, or an empty list."""
-            pids = set(self.processes(name))
-            return [pids] if len(pids) == count else []
-
-        [found] = wait_for(f"{count} processes of the name {name}", counted, 20)
-        return set(found)
+    def running(self, name: str, count: int) -> list[int]:
+        """Wait until just so many processes of a name run in it; return their PIDs in order."""
+        counted = shlex.quote(f"[ $(pgrep -cx '{name}') = {count} ]")
+        return [*map(int, self.sh(f"{WORDS} await {counted}; pgrep -x '{name}' || :").split())]
 
 
 @contextmanager
@@ -113,9 +93,7 @@ def machine(init: str = INIT) -> Iterator[Machine]:
             children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children")
             [pid] = wait_for("the machine's PID 1", lambda: children.read_text().split())
             made = Machine(int(pid))
-            up = made.path("/run/up")
-            wait_for("the machine", lambda: process.poll() is not None or up.exists())
-            assert process.poll() is None, "unshare, mount or ip failed, see above"
+            wait_for("unshare, mount and ip", made.path("/run/up").exists)
             if init == SYSTEMD:
                 made.sh("until systemctl is-system-running; do sleep 0.1; done")
             yield made
