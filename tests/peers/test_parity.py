@@ -104,7 +104,7 @@ SAME = [
     same("a root", NULL, 0, 1, [
         "-c jail -s /sock APP", "-c WORK/jail -P pid SOCK", "-cjail -S SOCK",
         "-S -c jail -s WORK/sock -u 1 -U nobody APP", "-c jail -d tmp -u daemon SOCK"]),
-    same("owned", f"stale; chown 65534 sock; {USER}", 0, 1, ["-M 0600 -P pid SOCK", "-P pid TCP"]),
+    same("a user's", f"stale; chown 65534 sock; {USER}", 0, 1, ["-M0600 -Ppid SOCK", "-P pid TCP"]),
     same("two", "", 0, 2, ["-F 2 SOCK", "-F ' 2' -P pid TCP", "-F 3 -F2 SOCK", "-C5 -F 2 -u1 TCP"]),
     same("three", OLD, 0, 3, ["-F3 -P WORK/pid TCP", "-F 3 -f '/bin/sleep 60' -s sock -P pid"]),
     same("no fork", "", "runs", 1, [
@@ -167,7 +167,7 @@ SAME += [
 ]
 SAME += [same("the caller's state", around, 0, 1, ["SOCK"]) for around in STATES]
 SAME += [same("the caller's state, no fork", around, "runs", 1, ["-n SOCK"]) for around in STATES]
-SAME += [same("exit", OLD, n, 0, [f"-s sock -P pid -- SH 'exit {n}'"]) for n in (0, 3, 125, 255)]
+SAME += [same("status", OLD, n, 0, [f"-s sock -P pid -- SH 'exit {n}'"]) for n in (0, 3, 125, 255)]
 SAME += [same("a signal", OLD, 1, 0, [f"-s sock -P pid -- SH 'kill -{n} $$'"]) for n in (1, 9, 15)]
 
 STARTS, NONE_LEFT, REFUSES = ends(0, 1, "sock="), ends(0, 0, "sock="), ends(255, 0)
@@ -249,7 +249,7 @@ class Place:
         kind = socket.SOCK_DGRAM if what == "dgram" else socket.SOCK_STREAM
         held = self.undo.enter_context(socket.socket(socket.AF_UNIX, kind))
         held.bind(str(self.work / "sock"))
-        if what in ("live", "full"):
+        if what in ("live", "full"):  # what does not listen is stale
             held.listen(0 if what == "full" else 8)
         if what == "full":
             self.undo.enter_context(socket.socket(socket.AF_UNIX)).connect(held.getsockname())
@@ -318,8 +318,8 @@ class Place:
         inode = re.sub(r"\D", "", found["fds"].get(0, "")) or "none"
         listed = subprocess.run(["ss", "-Hlxtne"], check=True, capture_output=True).stdout
         rows = [row for row in os.fsdecode(listed).splitlines() if re.search(rf"\b{inode}\b", row)]
-        # Its kind, state, queue, backlog and address.
-        found["socket"] = [[self.plain(word) for word in row.split()[:5]] for row in rows]
+        # Its kind, state, queue and backlog as they are, as a PID may be the same number; address.
+        found["socket"] = [[*row.split()[:4], self.plain(row.split()[4])] for row in rows]
         for fd, target in found["fds"].items():
             flags = harness.proc(pid, f"fdinfo/{fd}").partition(b"flags:")[2].split()[0]
             mode = int(flags, 8) & (os.O_ACCMODE | os.O_NONBLOCK)
