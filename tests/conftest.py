@@ -57,21 +57,15 @@ def program() -> Iterator[None]:
         shutil.rmtree(directory)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def work() -> Iterator[pathlib.Path]:
-    """Return a directory of the test's own, with a short path that every user may enter."""
+    """Return a directory that every user may enter; at the end, end what the test has spawned."""
+    others = harness.my_children()
     directory = pathlib.Path(tempfile.mkdtemp(prefix="sf-"))
     directory.chmod(0o755)
     yield directory
-    shutil.rmtree(directory)
-
-
-@pytest.fixture(autouse=True)
-def no_process_left(work: pathlib.Path) -> Iterator[None]:
-    """End what a test has spawned, whether it passed or not, before its directory goes."""
-    others = harness.my_children()
-    yield
     harness.end_children(but=others)
+    shutil.rmtree(directory)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import pathlib
-import random
 import re
 import shlex
 import socket
@@ -22,7 +21,6 @@ import harness
 import pytest
 from harness import alive, wait_for
 
-SEED, LINES = int(os.environ.get("PARITY_SEED", "1")), int(os.environ.get("PARITY_LINES", "30"))
 SHORT = {"SOCK": "-s sock APP", "TCP": "-p PORT APP", "APP": "-- /bin/sleep 60", "SH": "/bin/sh -c"}
 # Surroundings: sh in the caller's directory, or Place.hold(), and after the last `;` what runs it.
 USER = "chown 65534:65534 .; setpriv --reuid 65534 --regid 65534 --clear-groups"
@@ -221,10 +219,6 @@ DIFFERENT = [
         {"left": {"sock": ("srwxrwxrwx", 0, 0, "")}}, ["-M 7777 SOCK"]),
     Row("opens the PID file first", "", ends(255, 0, "pid:"), REFUSES, ["-P pid -u no-one SOCK"]),
 ]
-SOME = shlex.split("""
--n -nn -S '-F 2' -F3 -nF2 '-M 640' -M0 '-C 4' -C-1 '-P pid' -Ppid '-d /' -dWORK '-b 5' -b-1 -u1
-'-u nobody' '-g 54321' '-U daemon' -G1 '-f /bin/false' '-a ::' '-d none' '-P none/pid' '-s none/s'
-""")
 # fmt: on
 
 
@@ -395,12 +389,3 @@ def test_the_c_tool_and_ours_do_the_same(row: Row, line: str) -> None:
 @lines_of(DIFFERENT)
 def test_ours_differs_from_the_c_tool_on_purpose(row: Row, line: str) -> None:
     patiently(row, line)
-
-
-def test_random_lines_do_the_same() -> None:
-    chance = random.Random(SEED)
-    for _ in range(LINES):
-        tokens = [chance.choice(("-s sock", "-pPORT")), *chance.sample(SOME, chance.randint(1, 6))]
-        tokens.insert(chance.randint(0, len(tokens)), "/bin/sleep")
-        line = " ".join([*tokens, chance.choice(("60", "-- 60"))])
-        assert differences(*on_both(line)) == {}, line
