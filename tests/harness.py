@@ -170,12 +170,6 @@ def alive(pid: int) -> bool:
         return False
 
 
-def kill(pid: int) -> None:
-    """Kill a child, or what the program has left to us, and wait for its end."""
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-
-
 class State(NamedTuple):
     """What a process has inherited, as the kernel shows it."""
 

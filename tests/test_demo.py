@@ -18,7 +18,7 @@ def test_the_sample_answers_and_the_demo_leaves_nothing(port: str, monkeypatch: 
     said = demo.ask(demo.connect(address), SCRIPT_NAME="/a", PATH_INFO="", OTHER="x")
     nothing = dict.fromkeys(("PATH_INFO", "REQUEST_METHOD", "REQUEST_URI", "QUERY_STRING"), "")
     assert said == {"PID": str(pid), "SCRIPT_NAME": "/a", "STDIN": "3", **nothing}
-    harness.kill(pid)
+    harness.end_children()
 
     monkeypatch.setattr(harness, "program", [sys.executable, "-B", harness.ROOT / "tests/demo.py"])
     shown = harness.run(port)
