@@ -186,7 +186,8 @@ SIGNALS = [
 def test_signals_are_as_the_callers(ignored: set[int], blocked: set[int], mode: str) -> None:
     with application(mode, preexec_fn=dispositions(ignored, blocked)) as pid:
         seen = state(pid)
-    assert (seen.ignored, seen.blocked) == (ignored - RESET[mode], blocked)
+    assert seen.ignored == ignored - RESET[mode], "the ignored signals"
+    assert seen.blocked == blocked, "the blocked signals"
 
 
 def test_a_dead_child_is_seen_by_a_parent_that_ignores_SIGCHLD(port: str) -> None:

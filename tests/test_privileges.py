@@ -62,7 +62,7 @@ def test_application_and_socket_have_just_the_ids_asked_for(
     assert result.status == 0, result
     assert ids(result.out) == app
     found = (work / "cwd/s").stat()
-    assert (found.st_uid, found.st_gid) == owner
+    assert (found.st_uid, found.st_gid) == owner, "the socket's user and group"
     assert len(result.lines) == (1 if warning else 0), result
     assert warning in result.err.decode()
 
