@@ -1,16 +1,17 @@
 """Fixtures, and where a new row goes.
 
-    a line that is taken, refused or answered; bad values   test_command_line.py  ACCEPTED, REFUSED
+    a line that is answered, taken or refused               test_command_line.py  ANSWERED, ...
+    a bad value of an option                                test_command_line.py  BAD
     an address, the backlog, the socket's mode              test_socket.py  LISTENING, MODES
     what lies at the path of -s; locks                      test_socket.py  AT_THE_PATH, ...
     what lies at the path of -P; its content; full disks    test_pid_file.py  AT_THE_PATH, ...
     how a child ends, or is not executed; closed streams    test_children.py  ENDS, EXEC, STREAMS
-    what the application inherits                           test_inherited.py  a table for each kind
-    users, groups, the chroot, calls that are forbidden     test_privileges.py
+    what the application inherits                           test_inherited.py  ENVIRONMENT, SIGNALS
+    users, groups, the chroot, calls that are forbidden     test_privileges.py  IDENTITIES, ...
     `make install`; the demo                                test_install.py, test_demo.py
     the C tool beside ours; servers; recipes (Debian, root) peers/
 
-What a hostile user tries has the mark `hostile`, in the file of what is attacked.
+A message goes where its cause is. What a hostile user tries has the mark `hostile` there.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import os
 import pathlib
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 
@@ -32,10 +34,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what root alone can do where we are not root."""
+    """Skip what root alone can do where we are not root, or root may not mount."""
+    reason = "only root can do this: run the tests as root"
+    if os.getuid() == 0 and subprocess.call(["unshare", "-m", "true"], stderr=subprocess.DEVNULL):
+        reason = "this root may not mount, as in a container: run the tests elsewhere, or as a user"
+    elif os.getuid() == 0:
+        return
     for item in items:
-        if item.get_closest_marker("root") and os.getuid() != 0:
-            item.add_marker(pytest.mark.skip(reason="only root can do this: run the tests as root"))
+        if item.get_closest_marker("root"):
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session", autouse=True)

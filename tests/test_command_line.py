@@ -24,8 +24,7 @@ FOR_ROOT, HOSTILE = pytest.mark.root, pytest.mark.hostile
 VALUED, FLAGS = "fdapsMCFbPcugUG", "nSvh?"  # the letters of the options
 MAX, MIN = 2**31 - 1, -(2**31)
 F_GETPIPE_SZ = 1032  # in fcntl since Python 3.10
-# For the same lines again: SPAWN_FCGI_SEED as it was printed.
-SEED = int(os.environ.get("SPAWN_FCGI_SEED", time.time_ns() % 10**6))
+SEED = int(os.environ.get("SPAWN_FCGI_SEED", time.time_ns() % 10**6))  # is printed
 
 HELP = rb"(?s)[^\n]+\n\nUsage: spawn-fcgi .*\n -f <command> .*\n -G <group> .*"
 VERSION = rb"spawn-fcgi v\d+(\.\d+)+ [^\n]+\n"

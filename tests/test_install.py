@@ -248,8 +248,3 @@ def test_without_docopt_pip_fetches_it_with_its_licence_or_says_why_not(work: Pa
     assert files(work / "prefix") == before
     assert "lib/spawn-fcgi/docopt-0.6.2.dist-info/LICENSE-MIT" in before
     assert start(command, **as_user()) == RUNS
-
-
-def test_make_help_names_every_target(work: Path) -> None:
-    phony = next(line for line in (ROOT / "Makefile").read_text().splitlines() if "PHONY" in line)
-    assert make(work, "help").stdout.count("make ") == len(phony.split()) - 1

@@ -38,16 +38,18 @@ PERL = [
         kill $(cat /run/app.pid); sed -i '2i warn "serving\\n";' /srv/app/app.fcgi"""),
 ]
 README = [
-    Step("Clone this repository and try it, on Debian", says="answered by PID.* passed"),
+    Step("On Debian, clone this repository and try it, as root", says="answered by PID.* passed"),
     Step("Install it for all users, as root", after="[ ! -L /usr/local/bin/spawn-fcgi ]"),
     Step("As root in the checkout, create a user, and install PHP and the sample application"),
     Step("Start four workers on a TCP port, and keep their PIDs", 4, "python3", after="""
-        ss -Hltn | grep 127.0.0.1:9000"""),
-    Step("Stop them, and wait until they are gone", after="[ ! -e /proc/$(tail -1 /run/app.pid) ]"),
-    Step("Start PHP as the user app, on a Unix socket for www-data alone", 5, "php-cgi"),
-    Step("Become the application, in the last line of a run script", 1, "python3", after="""
+        ss -Hltn | grep 127.0.0.1:9000; kill -STOP $(cat /run/app.pid)
+        { sleep 1; kill -CONT $(pgrep python3); } >/dev/null 2>&1 &  # they end late"""),
+    Step("Stop them, and wait until they are gone", after="pgrep python3 && exit 1; true"),
+    Step("Start PHP as the user app, on a Unix socket that only www-data can use", 5, "php-cgi"),
+    Step("In a run script, end with a line that becomes the application", 1, "python3", after="""
         kill $(pgrep python3)
-        sed -i 's/    main()/    os.write(2, b"serving"); main()/' /srv/app/app.fcgi"""),
+        sed -i 's/^    while True:/    os.write(2, b"serving")\\n&/' /srv/app/app.fcgi
+        grep serving /srv/app/app.fcgi"""),
     Step("Append the application's standard error to a log file", 1, "python3", after="""
         await 'grep serving /var/log/app.log'
         make uninstall; ls -d /usr/local/*/spawn-fcgi && exit 1; true"""),
@@ -69,7 +71,7 @@ WEB_SERVERS = [
     Step("Perl", 4, "app.fcgi", after="""
         curl -s http://127.0.0.1:8080/app/here | grep 'Perl at /app/here'
         kill $(cat /run/php.pid); await '! pgrep php-fpm'"""),
-    Step("PHP in a new root", 5, "php-cgi", says="from /www/hello.php, ..:.. UTC", after="""
+    Step("PHP in a chroot", 5, "php-cgi", says="from /www/hello.php, ..:.. UTC", after="""
         [ $(readlink /proc/$(cat /run/jail.pid)/root) = /srv/jail ]
         kill $(cat /run/jail.pid); await '! pgrep php-cgi'; ip addr add 10.0.0.2/24 dev lo
         spawn-fcgi -a 10.0.0.3 -p 9000 -u app -C 4 -- /usr/bin/php-cgi"""),
