@@ -49,7 +49,7 @@ from types import SimpleNamespace as Options
 
 from docopt import DocoptExit, docopt
 
-TYPE_CHECKING = False  # type checkers take it for True; importing typing would be slow
+TYPE_CHECKING = False  # type checkers treat it as True; importing typing would be slow
 if TYPE_CHECKING:
     from typing import Any, Callable, NoReturn
 
@@ -61,7 +61,7 @@ SOCKET_OF_ROOT = "neither the owner nor the group of the socket may be root"
 ROOT_ONLY = ("-c", "-S", "-u", "-g", "-U", "-G")
 CONTROL_CHARACTERS = {code: f"\\x{code:02x}" for code in (*range(32), 127)}
 SHELL_STATUS = {126: "not executable", 127: "command not found, or a shared library is missing"}
-# Stricter than int(), except for leading blanks: Docker's ["-p 9000"] passes " 9000".
+# Stricter than int(), but leading blanks are allowed: Docker's ["-p 9000"] passes " 9000".
 is_number = re.compile(r"[ \t\n\v\f\r]*[+-]?[0-9]+").fullmatch
 
 
@@ -99,11 +99,11 @@ def refuse(words: list[str]) -> NoReturn:
     for index, word in enumerate(words):
         if problem or word.startswith("-"):  # no other word can be wrong, and docopt is slow
             try:
-                docopt(__doc__, words[: index + 1], False)  # no help; docopt-ng renamed this
+                docopt(__doc__, words[: index + 1], False)  # False is help=, renamed in docopt-ng
                 problem = ""
             except DocoptExit as error:
                 if " requires argument" not in str(error):
-                    wrong = index - 1 if problem else index  # if so, this word is its value
+                    wrong = index - 1 if problem else index  # a value is never the wrong word
                     problem = f"unknown option {words[wrong]}"
                     break
                 wrong, problem = index, f"{word} requires an argument"
@@ -136,10 +136,10 @@ def number(option: str, text: str, low: int, high: int, base: int = 10) -> int:
 
 
 def check_options(given: dict[str, Any]) -> Options:
-    """Return the checked Options, or raise Error; need no privilege and look nothing up."""
+    """Return the checked Options, or raise Error. This needs no privilege and no look-up."""
     argv, command, path, host = given["argv"], given["-f"], given["-s"], given["-a"]
     require(argv[0] if argv else command, "no FastCGI application given (see spawn-fcgi -h)")
-    options = Options(program=argv[0] if argv else "/bin/sh", in_root="")  # suffix of messages
+    options = Options(program=argv[0] if argv else "/bin/sh", in_root="")  # for errors after chroot
     options.argv = argv or ["sh", "-c", f"exec {command}"]
     require((path is None) != (given["-p"] is None), "give exactly one of -p and -s")
     if path is not None:  # see sun_path in unix(7)
@@ -165,7 +165,7 @@ def check_options(given: dict[str, Any]) -> Options:
     if os.getuid() != 0 and ignored:
         say(2, f"warning: not root, ignoring {' '.join(ignored)}")
         given.update(dict.fromkeys(ignored))
-    options.no_fork, options.socket_before_root = bool(given["-n"]), bool(given["-S"])
+    options.no_fork, options.socket_before_chroot = bool(given["-n"]), bool(given["-S"])
     options.socket_path, options.pid_file = given["-s"], None if given["-n"] else given["-P"]
     options.new_root, options.directory = given["-c"], given["-d"]
     options.user, options.group = given["-u"], given["-g"]
@@ -193,7 +193,7 @@ def find_user_group(user_option: str, user: Any, group_option: str, group: Any) 
 
 
 def lock_directory(path: str) -> int | None:
-    """Lock a path's directory: until listen(2), another start takes our socket for a stale one."""
+    """Lock a path's directory: until we listen(2), another start sees our socket as stale."""
     fd = None
     with suppress(OSError):  # it is not readable, or its file system has no locks
         fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
@@ -231,7 +231,7 @@ def set_owner(path: str, mode: int, owner: tuple[int, int], proc_fds: int | None
         found = os.fstat(fd)
         if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
             raise OSError(errno.EEXIST, "somebody has put another file there")
-        path, how = str(fd), {"dir_fd": proc_fds}  # /proc/self/fd/N
+        path, how = str(fd), {"dir_fd": proc_fds}  # follow /proc/self/fd/N; exec closes fd
         if stat.S_IMODE(found.st_mode) != mode:  # some file systems refuse chmod
             os.chmod(path, mode, **how)
     if owner != (-1, -1):  # some sandboxes refuse chown
@@ -241,7 +241,7 @@ def set_owner(path: str, mode: int, owner: tuple[int, int], proc_fds: int | None
 def bind_socket(options: Options, owner: tuple[int, int], proc_fds: Any, pid_fd: Any) -> None:
     """Listen, then empty the PID file, then make the socket fd 0; on Error, leave no socket."""
     path, mode, where = options.socket_path, options.socket_mode, options.where + options.in_root
-    lock = attempt("cannot lock", lock_directory, path)
+    lock = attempt("cannot lock", lock_directory, path)  # path None (TCP): does nothing
     attempt(f"cannot bind to {where}", clear_path, path)
     sock: socket.socket = attempt(f"cannot bind to {where}", socket.socket, options.family)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -298,9 +298,9 @@ def prepare_descriptors(options: Options) -> tuple[int, int | None]:
     null, proc_fds = 0, None
     while null <= 2:  # fill fds 0 to 2 if closed, or a later open of ours would land there
         null = attempt("cannot open /dev/null", os.open, "/dev/null", os.O_RDWR)
-    with suppress(OSError):  # no /proc, or Python has file capabilities
+    with suppress(OSError):  # no /proc, or file capabilities make it unreadable
         proc_fds = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY)
-    if proc_fds is not None and not options.no_fork:  # without proc_fds, Popen closes them itself
+    if proc_fds is not None and not options.no_fork:  # Popen's close_fds may be slow in a chroot
         for fd in attempt("cannot list the open descriptors", os.listdir, proc_fds):
             with suppress(OSError):  # one of them was listdir's own
                 fcntl.fcntl(int(fd), fcntl.F_SETFD, fcntl.FD_CLOEXEC)
@@ -336,7 +336,7 @@ def become_app(options: Options, environ: dict[bytes, bytes]) -> NoReturn:
 
 def spawn_children(options: Options, popen: Any, how: dict[str, Any], pid_fd: int | None) -> int:
     """Start the children, wait, write the PID file, report; return the exit status."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if ignored, it hides how children end
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if ignored, exit statuses are lost
     program = options.program if "/" in options.program else f"./{options.program}"  # skip PATH
     children: list[Any] = []
     failure = None
@@ -373,10 +373,10 @@ def spawn_children(options: Options, popen: Any, how: dict[str, Any], pid_fd: in
 def spawn(options: Options) -> int:
     """Start the application; the order of the steps matters. Return the exit status."""
     if not options.no_fork:
-        from subprocess import Popen  # slow, so not with -n; now, as a new root may lack Python
+        from subprocess import Popen  # slow, so not for -n; a new root may have no Python
     uid, gid, user_name = find_user_group("-u", options.user, "-g", options.group)
     socket_ids = find_user_group("-U", options.socket_user, "-G", options.socket_group)
-    owner = (socket_ids[0] or uid or -1, socket_ids[1] or gid or -1)  # never 0; -1: no change
+    owner = (socket_ids[0] or uid or -1, socket_ids[1] or gid or -1)  # no ID is 0; -1: no change
     if uid is not None and gid is None:
         say(2, f"warning: no user has the ID {uid}, and -g is not given: keeping all groups")
     null, proc_fds = prepare_descriptors(options)
@@ -384,7 +384,7 @@ def spawn(options: Options) -> int:
     if options.php_children >= 0:
         environ[b"PHP_FCGI_CHILDREN"] = b"%d" % options.php_children
     pid_fd = attempt(f"cannot open PID file '{options.pid_file}'", open_pid_file, options.pid_file)
-    if options.socket_before_root:
+    if options.socket_before_chroot:
         bind_socket(options, owner, proc_fds, pid_fd)
     if gid is not None:
         attempt(f"cannot change to group {gid}", os.setgid, gid)
@@ -394,7 +394,7 @@ def spawn(options: Options) -> int:
         attempt(f"cannot chroot to '{options.new_root}'", os.chroot, options.new_root)
         attempt("cannot chdir to the new root", os.chdir, "/")
         options.in_root = f" in the new root {options.new_root}"
-    if not options.socket_before_root:
+    if not options.socket_before_chroot:
         bind_socket(options, owner, proc_fds, pid_fd)
     attempt(f"cannot change to user {uid}", os.setuid, uid)
     attempt(f"cannot chdir to '{options.directory}'{options.in_root}", os.chdir, options.directory)
