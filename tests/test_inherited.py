@@ -239,9 +239,9 @@ def test_without_proc_it_does_the_same(mode: str, work: Path) -> None:
         seen = state(pid)
     assert {b"A=1", b"B=\xff"} <= {*seen.environ}
     if mode == "fork":
-        assert {*seen.fds} == {0, 1, 2}
+        assert seen.fds.keys() & {0, 1, 2, 3, 50} == {0, 1, 2}
     else:
-        assert {*seen.fds} >= {0, 1, 2, 3, 50}
+        assert seen.fds.keys() >= {0, 1, 2, 3, 50}
     found = (work / "s").stat()
     assert (found.st_uid, found.st_gid) == (4101, 4201)
 
