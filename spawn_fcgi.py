@@ -396,7 +396,7 @@ def spawn(options: Options) -> int:
         options.in_root = f" in the new root {options.new_root}"
     if not options.socket_before_chroot:
         bind_socket(options, owner, proc_fds, pid_fd)
-    attempt(f"cannot change to user {uid}", os.setuid, uid)
+    attempt(f"cannot change to user {options.user}{options.in_root}", os.setuid, uid)
     attempt(f"cannot chdir to '{options.directory}'{options.in_root}", os.chdir, options.directory)
     if options.no_fork:
         become_app(options, environ)
