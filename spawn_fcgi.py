@@ -232,7 +232,7 @@ def set_owner(path: str, mode: int, owner: tuple[int, int], proc_fds: int | None
         if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
             raise OSError(errno.EEXIST, "somebody has put another file there")
         path, how = str(fd), {"dir_fd": proc_fds}  # follow /proc/self/fd/N; exec closes fd
-        if stat.S_IMODE(found.st_mode) != mode:  # some file systems refuse chmod
+        if mode & ~found.st_mode:  # bits are missing; some file systems refuse any chmod
             os.chmod(path, mode, **how)
     if owner != (-1, -1):  # some sandboxes refuse chown
         os.chown(path, *owner, **how)
