@@ -95,7 +95,7 @@ def say(fd: int, text: str) -> None:
 
 def refuse(words: list[str]) -> NoReturn:
     """Raise Error for words that docopt refuses, and name the wrong one, which docopt does not."""
-    wrong, problem = 0, ""  # in -4p 9000, docopt first wants p's value, and only then refuses -4
+    wrong, problem = 0, ""  # for -4p, docopt wants p's value; only for -4p 9000 does it refuse -4
     for index, word in enumerate(words):
         if problem or word.startswith("-"):  # no other word can be wrong, and docopt is slow
             try:
@@ -103,7 +103,7 @@ def refuse(words: list[str]) -> NoReturn:
                 problem = ""
             except DocoptExit as error:
                 if " requires argument" not in str(error):
-                    wrong = index - 1 if problem else index  # a value is never the wrong word
+                    wrong = index - 1 if problem else index  # blame the option, not its value
                     problem = f"unknown option {words[wrong]}"
                     break
                 wrong, problem = index, f"{word} requires an argument"
@@ -139,7 +139,7 @@ def check_options(given: dict[str, Any]) -> Options:
     """Return the checked Options, or raise Error. This needs no privilege and no look-up."""
     argv, command, path, host = given["argv"], given["-f"], given["-s"], given["-a"]
     require(argv[0] if argv else command, "no FastCGI application given (see spawn-fcgi -h)")
-    options = Options(program=argv[0] if argv else "/bin/sh", in_root="")  # for errors after chroot
+    options = Options(program=argv[0] if argv else "/bin/sh", in_root="")  # in_root: see spawn()
     options.argv = argv or ["sh", "-c", f"exec {command}"]
     require((path is None) != (given["-p"] is None), "give exactly one of -p and -s")
     if path is not None:  # see sun_path in unix(7)
@@ -193,7 +193,7 @@ def find_user_group(user_option: str, user: Any, group_option: str, group: Any) 
 
 
 def lock_directory(path: str) -> int | None:
-    """Lock a path's directory: until we listen(2), another start sees our socket as stale."""
+    """Lock a path's directory: until we listen(2), another spawn-fcgi sees our socket as stale."""
     fd = None
     with suppress(OSError):  # it is not readable, or its file system has no locks
         fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
@@ -232,7 +232,7 @@ def set_owner(path: str, mode: int, owner: tuple[int, int], proc_fds: int | None
         if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
             raise OSError(errno.EEXIST, "somebody has put another file there")
         path, how = str(fd), {"dir_fd": proc_fds}  # follow /proc/self/fd/N; exec closes fd
-        if mode & ~found.st_mode:  # bits are missing; some file systems refuse any chmod
+        if mode & ~found.st_mode:  # only if bits are missing: some file systems refuse any chmod
             os.chmod(path, mode, **how)
     if owner != (-1, -1):  # some sandboxes refuse chown
         os.chown(path, *owner, **how)
@@ -282,7 +282,7 @@ def open_pid_file(path: str) -> int:
 
 def caller_environ() -> dict[bytes, bytes]:
     """Return the caller's environment as getenv(3) finds it, byte for byte."""
-    environ = dict(os.environb)  # in the C locale, Python has changed LC_CTYPE (PEP 538)
+    environ = dict(os.environb)  # a fallback: in the C locale, Python sets LC_CTYPE (PEP 538)
     with suppress(OSError), open("/proc/self/environ", "rb") as file:  # may be unreadable
         entries = file.read().split(b"\0")
         environ = {}
@@ -376,7 +376,7 @@ def spawn(options: Options) -> int:
         from subprocess import Popen  # slow, so not for -n; a new root may have no Python
     uid, gid, user_name = find_user_group("-u", options.user, "-g", options.group)
     socket_ids = find_user_group("-U", options.socket_user, "-G", options.socket_group)
-    owner = (socket_ids[0] or uid or -1, socket_ids[1] or gid or -1)  # no ID is 0; -1: no change
+    owner = (socket_ids[0] or uid or -1, socket_ids[1] or gid or -1)  # 0 was refused; -1: no change
     if uid is not None and gid is None:
         say(2, f"warning: no user has the ID {uid}, and -g is not given: keeping all groups")
     null, proc_fds = prepare_descriptors(options)
@@ -389,7 +389,7 @@ def spawn(options: Options) -> int:
     if gid is not None:
         attempt(f"cannot change to group {gid}", os.setgid, gid)
         attempt("cannot drop the supplementary groups", os.setgroups, [])
-    attempt(f"cannot set the groups of {user_name}", os.initgroups, user_name, gid)
+    attempt(f"cannot set the groups of {user_name}", os.initgroups, user_name, gid)  # None: skipped
     if options.new_root is not None:
         attempt(f"cannot chroot to '{options.new_root}'", os.chroot, options.new_root)
         attempt("cannot chdir to the new root", os.chdir, "/")
