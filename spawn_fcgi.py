@@ -229,7 +229,8 @@ def set_owner(path: str, mode: int, owner: tuple[int, int], proc_fds: int | None
         # Change /proc/self/fd/N, the socket itself; its path may lead to another file by now.
         fd = os.open(path, os.O_PATH | os.O_NOFOLLOW)
         found = os.fstat(fd)
-        if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
+        ours = stat.S_ISSOCK(found.st_mode) and found.st_uid == os.geteuid()
+        if not ours and (owner != (-1, -1) or mode & ~found.st_mode):  # if there is work to do
             raise OSError(errno.EEXIST, "somebody has put another file there")
         path, how = str(fd), {"dir_fd": proc_fds}  # follow /proc/self/fd/N; exec closes fd
         if mode & ~found.st_mode:  # only if bits are missing: some file systems refuse any chmod
@@ -259,8 +260,7 @@ def bind_socket(options: Options, owner: tuple[int, int], proc_fds: Any, pid_fd:
             attempt("cannot remove", clear_path, path)  # it is closed, and so it is stale
         raise
     attempt("cannot unlock", os.close, lock)
-    os.dup2(sock.fileno(), FCGI_LISTENSOCK_FILENO)
-    sock.close()
+    os.dup2(sock.fileno(), FCGI_LISTENSOCK_FILENO)  # sock itself closes as this returns
 
 
 def open_pid_file(path: str) -> int:

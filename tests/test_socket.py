@@ -207,6 +207,15 @@ def test_what_takes_the_path_gets_no_owner_or_mode(plant: Any, work: Path) -> No
     assert moment > 10, "so many system calls see the socket"
 
 
+@ROOT
+def test_an_owner_that_the_file_system_gives_is_left_alone(work: Path) -> None:
+    def give() -> None:  # as NFS does with root_squash
+        if (work / "s").is_socket():
+            os.chown(work / "s", 4199, 4199)
+
+    assert harness.step_through(give, "-s", "s", "-n", *TRUE, cwd=work) == 0
+
+
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
     """Hold a shared lock on a directory, for which a start, with an exclusive one, waits."""

@@ -1,7 +1,4 @@
-"""A machine of the test's own: this one, with processes, a network and files that nobody else sees.
-
-What the documents say is typed there as it stands, with its paths, ports and users.
-"""
+"""A machine of the test's own: this one, with processes, network, files that nobody else sees."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""The same command lines on the C tool and on ours, in the same surroundings, with the same end.
-
-Each line of the table runs on both at once, in a directory and on a port of its own. All that can
-be seen from outside is compared, of the application all that it inherited.
-"""
+"""The same command lines on the C tool and on ours, in the same surroundings, with the same end."""
 
 from __future__ import annotations
 
