@@ -6,13 +6,13 @@ Usage: spawn-fcgi [options]... [--] [<fcgiapp> [<arg>...]]
 Options:
  -f <command>    shell command to run with /bin/sh (ignored if <fcgiapp> is given)
  -d <directory>  change to this directory before spawning
- -a <address>    IPv4 or IPv6 address to bind, not a host name [default: 0.0.0.0]
- -p <port>       TCP port to bind, 1 to 65535
- -s <path>       Unix domain socket to bind, at most 107 bytes
+ -a <address>    IPv4 or IPv6 address to bind to, not a host name [default: 0.0.0.0]
+ -p <port>       TCP port to bind to, 1 to 65535
+ -s <path>       Unix domain socket to bind to, at most 107 bytes
  -M <mode>       octal mode of the Unix socket (default: 0660 masked by the umask)
- -C <children>   set PHP_FCGI_CHILDREN for PHP; negative: do not set it [default: -1]
+ -C <children>   set PHP_FCGI_CHILDREN for PHP; if negative, do not set it [default: -1]
  -F <children>   number of children to fork (ignored with -n) [default: 1]
- -b <backlog>    listen backlog; negative: the kernel's maximum [default: 1024]
+ -b <backlog>    listen backlog; if negative, the kernel's maximum [default: 1024]
  -P <path>       file to write the PIDs to, one per line (ignored with -n)
  -n              do not fork: become the application (for runit, systemd, containers)
  -v, --version   print the version and exit
@@ -25,7 +25,7 @@ Options for root only:
  -u <user>       user to run as, by name or number
  -g <group>      group to run as (default: primary group of -u)
  -U <user>       owner of the Unix socket (default: same as -u)
- -G <group>      group of the Unix socket (default: primary group of -U, or same as -g)
+ -G <group>      group of the Unix socket (default: primary group of -U, else same as -g)
 
 Example: spawn-fcgi -a 127.0.0.1 -p 9000 -F 4 -- ./app.fcgi
 See spawn-fcgi(1) and spawn-fcgi-recipes(7).
@@ -53,15 +53,15 @@ TYPE_CHECKING = False  # type checkers treat it as True; importing typing would 
 if TYPE_CHECKING:
     from typing import Any, Callable
 
-__version__ = "1.0.0"
+__version__ = "1.0.0"  # a port of lighttpd's spawn-fcgi, which comments call "the C tool"
 FCGI_LISTENSOCK_FILENO = 0  # FastCGI specification, section 2.2
 INT_MIN, INT_MAX = -(2**31), 2**31 - 1
 MAX_ID = 2**32 - 2  # the next one, (uid_t)-1, tells chown(2) to change nothing
 NO_ROOT_SOCKET = "neither the owner nor the group of the socket may be root"
 ROOT_ONLY = ("-c", "-S", "-u", "-g", "-U", "-G")
-CONTROL_CHARACTERS = {code: f"\\x{code:02x}" for code in (*range(32), 127)}
+CONTROL_ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), 127)}
 SHELL_STATUS = {126: "not executable", 127: "command not found, or a shared library is missing"}
-# Leading blanks are allowed, because Docker's ["-p 9000"] passes the value " 9000".
+# Allow leading blanks: in a Dockerfile, CMD ["-p 9000"] gives -p the value " 9000".
 is_number = re.compile(r"[ \t\n\v\f\r]*[+-]?[0-9]+").fullmatch
 
 
@@ -70,57 +70,57 @@ class Error(Exception):
 
 
 def attempt(what: str, function: Callable[..., Any], *args: Any) -> Any:
-    """Return function(*args); if that raises OSError, raise Error with what failed and why."""
+    """Return function(*args), or raise an Error that says what failed and why."""
     try:
         return function(*args)
     except OSError as error:
-        raise Error(f"{what}: {error.strerror or error}") from None  # our own have no strerror
+        raise Error(f"{what}: {error.strerror or error}") from None  # OSError(text) has no strerror
 
 
-def require(condition: object, line: str) -> None:
-    """Raise Error with this line unless the condition is true."""
+def require(condition: object, message: str) -> None:
+    """Raise Error with this message unless the condition is true."""
     if not condition:
-        raise Error(line)
+        raise Error(message)
 
 
 def say(fd: int, text: str) -> None:
     """Write one line, ignoring any failure: the fd may be closed, full or without a reader."""
     with suppress(OSError, UnicodeError):
-        os.write(fd, os.fsencode(f"spawn-fcgi: {text.translate(CONTROL_CHARACTERS)}\n"))
+        os.write(fd, os.fsencode(f"spawn-fcgi: {text.translate(CONTROL_ESCAPES)}\n"))
 
 
 def run_docopt(words: list[str]) -> dict[str, Any]:
-    """Return what docopt makes of these words, or raise Error that names the bad one."""
+    """Return what docopt makes of these words, or raise an Error that names the bad one."""
     with suppress(DocoptExit):
-        return docopt(__doc__, words, False)  # False is help=, which docopt-ng has renamed
-    # Either the last word is an option without its value, or some word has an unknown option.
-    before, problem = words[:-1], f"{words[-1]} requires an argument"
+        return docopt(__doc__, words, False)  # positional: docopt-ng renamed help=
+    # The first rejected prefix ends in an unknown option; if there is none, a value is missing.
+    accepted, problem = words[:-1], f"{words[-1]} requires an argument"
     for index, word in enumerate(words):
-        if word.startswith("-"):  # no other word can be unknown, and docopt is slow
-            try:  # the extra word is for an option that needs a value
+        if word.startswith("-"):  # only an option can be unknown, and docopt is slow
+            try:  # a spare "value" completes the last option, or becomes an <arg>
                 docopt(__doc__, [*words[: index + 1], "value"], False)
             except DocoptExit:
-                before, problem = words[:index], f"unknown option {word}"
+                accepted, problem = words[:index], f"unknown option {word}"
                 break
-    app = docopt(__doc__, before, False)["<fcgiapp>"]
+    app = docopt(__doc__, accepted, False)["<fcgiapp>"]  # the app before the bad word, if any
     hint = "" if app is None else f"; options for {app} go after --"
     raise Error(f"{problem} (see spawn-fcgi -h{hint})")
 
 
 def parse_argv(argv: list[str]) -> dict[str, Any]:
     """Map options to their last values, flags to counts, and "argv" to the application's argv."""
-    end = argv.index("--") if "--" in argv else len(argv)
+    end = argv.index("--") if "--" in argv else len(argv)  # docopt sees only what is before it
     given = run_docopt(argv[:end])
     words = [] if given["<fcgiapp>"] is None else [given["<fcgiapp>"], *given["<arg>"]]
     for option, value in given.items():
-        if isinstance(value, list):  # from "[options]..."; the last one counts (<arg> is in words)
-            given[option] = value[-1] if value else None
+        if isinstance(value, list):  # "[options]..." in the usage makes every value a list
+            given[option] = value[-1] if value else None  # the last one counts
     return {**given, "argv": words + argv[end + 1 :]}
 
 
 def number(option: str, text: str, low: int, high: int, base: int = 10) -> int:
     """Return the value of an option; raise Error unless it is a number from low to high."""
-    with suppress(ValueError):  # not octal, or more digits than int() takes
+    with suppress(ValueError):  # not octal, or more digits than int() accepts
         if is_number(text) and low <= int(text, base) <= high:
             return int(text, base)
     limits = f"{low:o} to {high:o}, in octal" if base == 8 else f"{low} to {high}"
@@ -128,7 +128,7 @@ def number(option: str, text: str, low: int, high: int, base: int = 10) -> int:
 
 
 def check_address(given: dict[str, Any]) -> tuple[int, Any, str]:
-    """Return the address family, the address to bind and its name in messages, or raise Error."""
+    """Return the family, the address for bind(), and its printable form, or raise Error."""
     path, port, host = given["-s"], given["-p"], given["-a"]
     require((path is None) != (port is None), "give exactly one of -p and -s")
     if path is not None:  # see sun_path in unix(7)
@@ -136,8 +136,8 @@ def check_address(given: dict[str, Any]) -> tuple[int, Any, str]:
         return socket.AF_UNIX, path, path
     port = number("-p", port, 1, 65535)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:  # getaddrinfo resolves %eth0; given bytes, it does not load the slow idna codec
-        socket.inet_pton(family, host.partition("%")[0])  # unlike getaddrinfo, it refuses 127.1
+    try:  # getaddrinfo() resolves %eth0; as bytes, the host skips the slow idna codec
+        socket.inet_pton(family, host.partition("%")[0])  # refuses 127.1, unlike getaddrinfo()
         found = socket.getaddrinfo(host.encode(), port, family, flags=socket.AI_NUMERICHOST)
     except (OSError, UnicodeError):
         raise Error(f"-a: not a numeric IPv4 or IPv6 address: '{host}'") from None
@@ -148,22 +148,20 @@ def check_options(given: dict[str, Any]) -> Options:
     """Return the checked Options, or raise Error; users and groups are not looked up yet."""
     argv, command, mode = given["argv"], given["-f"], given["-M"]
     require(argv[0] if argv else command, "no FastCGI application given (see spawn-fcgi -h)")
-    options = Options(in_root="")  # for messages; spawn() sets it after the chroot
+    options = Options(socket_path=given["-s"], cwd=given["-d"], chroot_note="")  # set by spawn()
     options.program = argv[0] if argv else "/bin/sh"
     options.argv = argv or ["sh", "-c", f"exec {command}"]
     options.family, options.address, options.where = check_address(given)
-    options.socket_path = given["-s"]
     options.socket_mode = None if mode is None else number("-M", mode, 0, 0o7777, base=8)
     options.backlog = number("-b", given["-b"], INT_MIN, INT_MAX)
     options.children = number("-F", given["-F"], 1, INT_MAX)
     options.php_children = number("-C", given["-C"], INT_MIN, INT_MAX)
     options.no_fork = bool(given["-n"])
     options.pid_file = None if given["-n"] else given["-P"]
-    options.cwd = given["-d"]
-    ignored = [option for option in ROOT_ONLY if given[option] not in (None, 0)]  # 0: -S not given
-    if os.getuid() != 0 and ignored:
-        say(2, f"warning: not root, ignoring {' '.join(ignored)}")
-        given.update(dict.fromkeys(ignored))  # to None
+    root_only = [option for option in ROOT_ONLY if given[option] not in (None, 0)]  # 0: no -S
+    if os.getuid() != 0 and root_only:
+        say(2, f"warning: not root, ignoring {' '.join(root_only)}")
+        given.update(dict.fromkeys(root_only))  # sets them to None
     options.new_root, options.socket_before_chroot = given["-c"], bool(given["-S"])
     options.user, options.group = given["-u"], given["-g"]
     options.socket_user, options.socket_group = given["-U"], given["-G"]
@@ -171,31 +169,47 @@ def check_options(given: dict[str, Any]) -> Options:
 
 
 def find_user_group(user_option: str, user: Any, group_option: str, group: Any) -> Any:
-    """Return (uid, gid, user name), each None if not given or not known, or raise Error."""
+    """Return (uid, gid, user name), with None for whatever the options leave open; refuse root."""
     uid = gid = name = None
     refusal = "will not run as root" if user_option == "-u" else NO_ROOT_SOCKET
-    if user is not None:  # its primary group must not be root either, unless group replaces it
+    if user is not None:  # root is UID 0, or primary group 0 unless -g or -G overrides it
         uid = number(user_option, user, 0, MAX_ID) if is_number(user) else None
-        with suppress(KeyError):  # a number need not belong to a user
-            name, _, uid, gid, *_ = pwd.getpwnam(user) if uid is None else pwd.getpwuid(uid)
+        with suppress(KeyError):  # a number needs no passwd entry; a name without one fails below
+            found = pwd.getpwnam(user) if uid is None else pwd.getpwuid(uid)
+            name, uid, gid = found.pw_name, found.pw_uid, found.pw_gid
         require(uid is not None, f"{user_option}: no such user: '{user}'")
         require(uid != 0 and (gid != 0 or group is not None), f"{user_option} {user}: {refusal}")
     if group is not None:
         gid = number(group_option, group, 0, MAX_ID) if is_number(group) else None
-        with suppress(KeyError):
-            gid = grp.getgrnam(group).gr_gid if gid is None else gid
+        if gid is None:
+            with suppress(KeyError):
+                gid = grp.getgrnam(group).gr_gid
         require(gid is not None, f"{group_option}: no such group: '{group}'")
         require(gid != 0, f"{group_option} {group}: {refusal}")
     return uid, gid, name
 
 
+def prepare_descriptors(options: Options) -> tuple[int, int | None]:
+    """Open /dev/null and, if possible, /proc/self/fd; unless -n, mark all fds close-on-exec."""
+    null, fd_dir = 0, None
+    while null <= 2:  # fill fds 0 to 2 if closed, so that later opens do not land there
+        null = attempt("cannot open /dev/null", os.open, "/dev/null", os.O_RDWR)
+    with suppress(OSError):  # no /proc, or file capabilities make it unreadable
+        fd_dir = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY)
+    if fd_dir is not None and not options.no_fork:  # in place of close_fds, slow without /proc
+        for fd in attempt("cannot list the open descriptors", os.listdir, fd_dir):
+            with suppress(OSError):  # one of them was listdir's own
+                fcntl.fcntl(int(fd), fcntl.F_SETFD, fcntl.FD_CLOEXEC)  # dup2() resets fds 0 to 2
+    return null, fd_dir
+
+
 def lock_directory(path: str) -> int | None:
-    """Lock the directory and return its fd; a rival would remove a socket that is not listening."""
+    """Lock the directory, so that another spawn-fcgi cannot take our new socket for a stale one."""
     fd = None
     with suppress(OSError):  # the directory is not readable, or its file system has no locks
         fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
-        for _ in range(200):  # about a second; then go on without the lock
-            with suppress(BlockingIOError):
+        for _ in range(200):  # retry for about a second, then go on without the lock
+            with suppress(BlockingIOError):  # another process holds it
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             time.sleep(0.005)
@@ -203,43 +217,42 @@ def lock_directory(path: str) -> int | None:
 
 
 def clear_path(path: str) -> None:
-    """Remove a stale socket or an empty file; raise OSError if anything else is there."""
-    with suppress(FileNotFoundError):  # from lstat, or from below if connect finds it gone
+    """Remove a stale socket or an empty file; raise OSError or Error if that is not possible."""
+    with suppress(FileNotFoundError):  # there is nothing to remove
         found = os.lstat(path)
         if stat.S_ISSOCK(found.st_mode):
             with socket.socket(socket.AF_UNIX) as probe:
                 probe.setblocking(False)
-                answer = probe.connect_ex(path)
-            if answer in (0, errno.EAGAIN):  # EAGAIN: its queue is full; the C tool would hang
-                answer = errno.EADDRINUSE
-            if answer != errno.ECONNREFUSED:
-                raise OSError(answer, os.strerror(answer))
+                error = probe.connect_ex(path)
+            if error in (0, errno.EAGAIN):  # EAGAIN: its queue is full; the C tool would hang
+                error = errno.EADDRINUSE
+            if error != errno.ECONNREFUSED:
+                raise OSError(error, os.strerror(error))  # ENOENT, just gone, is suppressed
         elif not stat.S_ISREG(found.st_mode) or found.st_size > 0:  # the C tool would delete it
             raise OSError("exists and is not a socket")
         attempt(f"cannot remove {path}", os.unlink, path)
 
 
-def set_owner(path: str, mode: int, owner: tuple[int, int], proc_fds: int | None) -> None:
-    """Set the owner of the socket and, if a default ACL has narrowed it, its mode."""
-    if proc_fds is None or not hasattr(os, "O_PATH"):  # lchown(2) is next best, for the owner only
+def set_owner(path: str, mode: int, owner: tuple[int, int], fd_dir: int | None) -> None:
+    """Set the owner of the socket, and restore its mode if a default ACL has narrowed it."""
+    if fd_dir is None or not hasattr(os, "O_PATH"):  # no /proc/self/fd: lchown(2), no chmod
         os.chown(path, *owner, follow_symlinks=False)
         return
-    # Go through proc_fds, which is /proc/self/fd, as the path may lead elsewhere at any moment.
-    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW)
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW)  # keeps the file even if the path is replaced
     found = os.fstat(fd)
-    missing = mode & ~found.st_mode
+    missing = mode & ~found.st_mode  # what a default ACL has taken away
     if not missing and owner == (-1, -1):
-        return  # some file systems and sandboxes refuse any change, even to the same value
+        return  # nothing to change; on NFS, root's own file may be nobody's
     if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
         raise OSError("another file has taken its place")
     if missing:
-        os.chmod(str(fd), mode, dir_fd=proc_fds)
-    os.chown(str(fd), *owner, dir_fd=proc_fds)
+        os.chmod(str(fd), mode, dir_fd=fd_dir)  # that is, /proc/self/fd/<fd>
+    os.chown(str(fd), *owner, dir_fd=fd_dir)
 
 
-def bind_socket(options: Options, owner: tuple[int, int], proc_fds: Any, pid_fd: Any) -> None:
-    """Bind, listen, empty the PID file, and make the socket fd 0; on Error, leave no socket."""
-    path, where = options.socket_path, options.where + options.in_root
+def bind_socket(options: Options, owner: tuple[int, int], fd_dir: Any, pid_fd: Any) -> None:
+    """Bind, listen, empty the PID file, and make the socket fd 0; on Error, remove the socket."""
+    path, where = options.socket_path, options.where + options.chroot_note
     lock = None if path is None else lock_directory(path)
     if path is not None:
         attempt(f"cannot bind to {where}", clear_path, path)
@@ -247,15 +260,15 @@ def bind_socket(options: Options, owner: tuple[int, int], proc_fds: Any, pid_fd:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     umask = os.umask(0o777)  # it can only be read by setting it
     mode = 0o660 & ~umask if options.socket_mode is None else options.socket_mode & 0o777
-    os.umask(0o777 & ~mode)  # the mask drops set-ID and sticky bits: on a socket they mean nothing
+    os.umask(0o777 & ~mode)  # bind() creates it with this mode; & 0o777 drops set-ID and sticky
     attempt(f"cannot bind to {where}", sock.bind, options.address)
     os.umask(umask)
     try:
         if path is not None:
-            attempt(f"cannot set owner or mode of {where}", set_owner, path, mode, owner, proc_fds)
+            attempt(f"cannot set owner or mode of {where}", set_owner, path, mode, owner, fd_dir)
         backlog = INT_MAX if options.backlog < 0 else options.backlog  # Python turns -1 into 0
         attempt(f"cannot listen on {where}", sock.listen, backlog)
-        if pid_fd is not None:  # only now, as a start that fails must not touch a running service's
+        if pid_fd is not None:  # only now: a failed start must not empty a running service's file
             attempt(f"cannot empty PID file '{options.pid_file}'", os.ftruncate, pid_fd, 0)
     except Error:
         sock.close()  # so that clear_path() finds it stale
@@ -265,27 +278,28 @@ def bind_socket(options: Options, owner: tuple[int, int], proc_fds: Any, pid_fd:
         raise
     if lock is not None:
         os.close(lock)
-    os.dup2(sock.fileno(), FCGI_LISTENSOCK_FILENO)
+    os.dup2(sock.fileno(), FCGI_LISTENSOCK_FILENO)  # inheritable, unlike sock
 
 
 def open_pid_file(path: str) -> int:
-    """Open a PID file, creating it if there is none, and return its fd; refuse any other file."""
+    """Open or create the PID file and return its fd; refuse a file that is not a PID file."""
     problem = f"cannot open PID file '{path}'"
+    # Do not follow a link, and do not wait for the reader of a FIFO.
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-    fd: int = attempt(problem, os.open, path, flags, 0o644)
+    fd: int = attempt(problem, os.open, path, flags, 0o644)  # O_APPEND: write at 0 once truncated
     found, directory = os.fstat(fd), os.stat(os.path.dirname(path) or ".")
     require(stat.S_ISREG(found.st_mode), f"{problem}: not a regular file")
     require(found.st_nlink <= 1, f"{problem}: has another hard link")
     safe = found.st_uid == os.geteuid() or not directory.st_mode & stat.S_ISVTX
     require(safe, f"{problem}: belongs to another user, in a sticky directory")
     unexpected = attempt(problem, os.read, fd, 2**20).translate(None, b"0123456789 \t\n\0")
-    require(not unexpected, f"{problem}: not a PID file")  # a crash may leave NULs in one
+    require(not unexpected, f"{problem}: not a PID file")  # a crash may leave NULs in a PID file
     return fd
 
 
 def app_environ(php_children: int) -> dict[bytes, bytes]:
-    """Return the caller's environment, plus PHP_FCGI_CHILDREN unless it is negative."""
-    environ = dict(os.environb)  # a fallback, as Python may have set LC_CTYPE (PEP 538)
+    """Return the caller's environment, plus PHP_FCGI_CHILDREN unless php_children is negative."""
+    environ = dict(os.environb)  # only a fallback: Python may have added LC_CTYPE (PEP 538)
     with suppress(OSError), open("/proc/self/environ", "rb") as file:  # may be unreadable
         environ = {}
         for entry in file.read().split(b"\0"):
@@ -297,26 +311,12 @@ def app_environ(php_children: int) -> dict[bytes, bytes]:
     return environ
 
 
-def prepare_descriptors(options: Options) -> tuple[int, int | None]:
-    """Open /dev/null and, if possible, /proc/self/fd; unless -n, mark all fds close-on-exec."""
-    null, proc_fds = 0, None
-    while null <= 2:  # fill fds 0 to 2 if closed, or a later open of ours would land there
-        null = attempt("cannot open /dev/null", os.open, "/dev/null", os.O_RDWR)
-    with suppress(OSError):  # no /proc, or file capabilities make it unreadable
-        proc_fds = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY)
-    if proc_fds is not None and not options.no_fork:  # in a chroot, Popen would be slow at this
-        for fd in attempt("cannot list the open descriptors", os.listdir, proc_fds):
-            with suppress(OSError):  # one of them was listdir's own
-                fcntl.fcntl(int(fd), fcntl.F_SETFD, fcntl.FD_CLOEXEC)
-    return null, proc_fds
-
-
 def report_start_error(options: Options, error: OSError) -> int:
-    """Say why fork(2) or execve(2) failed, with hints beyond errno; return the exit status."""
+    """Say why fork(2) or execve(2) failed, with hints; return the exit status."""
     if error.filename is None:  # only a failed exec names a file
         say(2, f"fork failed: {error.strerror}")
         return 1
-    line = f"exec failed: {options.program}: {error.strerror}{options.in_root}"
+    line = f"exec failed: {options.program}: {error.strerror}{options.chroot_note}"
     if error.errno == errno.EACCES:
         line += f"; tried as user {options.user or os.getuid()}"
     if error.errno == errno.ENOEXEC:
@@ -330,25 +330,25 @@ def report_start_error(options: Options, error: OSError) -> int:
 
 
 def spawn_children(options: Options, popen: Any, kwargs: Any, pid_fd: int | None) -> int:
-    """Start the children, watch them briefly, write the PID file, report; return the status."""
+    """Start the children with spawn()'s Popen, watch them, write the PID file; return a status."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if ignored, exit statuses are lost
-    file = options.program if "/" in options.program else f"./{options.program}"  # skip PATH
+    path = options.program if "/" in options.program else f"./{options.program}"  # skip PATH
     children: list[Any] = []
     failure = None
     try:
         while len(children) < options.children:
-            children.append(popen(options.argv, executable=file, start_new_session=True, **kwargs))
+            children.append(popen(options.argv, executable=path, start_new_session=True, **kwargs))
     except OSError as error:
         failure = error
-    time.sleep(0.1 if children else 0)  # watch all at once; the C tool watches only the first
+    time.sleep(0.1 if children else 0)  # one wait for all; the C tool watches only the first child
     alive = [child.pid for child in children if child.poll() is None]
     if pid_fd is not None:
         try:
-            with open(pid_fd, "wb", closefd=False) as file:  # text would import a codec
+            with open(pid_fd, "wb", closefd=False) as file:  # a new root may lack text mode's codec
                 file.write("\n".join(map(str, alive)).encode())
         except OSError as error:
             say(2, f"cannot write PID file '{options.pid_file}': {error.strerror}")
-            os.ftruncate(pid_fd, 0)  # half a PID would be the PID of another process
+            os.ftruncate(pid_fd, 0)  # half a PID might be the PID of another process
     for pid in alive:
         say(1, f"child spawned successfully: PID: {pid}")
     ended = [child.returncode for child in children if child.returncode is not None]
@@ -365,19 +365,19 @@ def spawn_children(options: Options, popen: Any, kwargs: Any, pid_fd: int | None
 
 
 def spawn(options: Options) -> int:
-    """Start the application, in steps whose order matters, and return the exit status."""
+    """Start the application and return the exit status; the order of the steps matters."""
     if not options.no_fork:
-        from subprocess import Popen  # slow, so not for -n; a new root may have no Python
+        from subprocess import Popen  # slow, so not with -n; before the chroot hides Python
     uid, gid, user_name = find_user_group("-u", options.user, "-g", options.group)
     owner_uid, owner_gid, _ = find_user_group("-U", options.socket_user, "-G", options.socket_group)
-    owner = (owner_uid or uid or -1, owner_gid or gid or -1)  # 0 was refused; -1: leave unchanged
+    owner = (owner_uid or uid or -1, owner_gid or gid or -1)  # 0 has been refused; -1: no change
     if uid is not None and gid is None:
-        say(2, f"warning: no user has the ID {uid}, and -g is missing: keeping the caller's groups")
-    null, proc_fds = prepare_descriptors(options)
+        say(2, f"warning: no user has the ID {uid}; without -g, the current groups are kept")
+    null, fd_dir = prepare_descriptors(options)
     environ = app_environ(options.php_children)
     pid_fd = None if options.pid_file is None else open_pid_file(options.pid_file)
     if options.socket_before_chroot:
-        bind_socket(options, owner, proc_fds, pid_fd)
+        bind_socket(options, owner, fd_dir, pid_fd)
     if gid is not None:
         attempt(f"cannot change to group {gid}", os.setgid, gid)
         attempt("cannot drop the supplementary groups", os.setgroups, [])
@@ -386,22 +386,22 @@ def spawn(options: Options) -> int:
     if options.new_root is not None:
         attempt(f"cannot chroot to '{options.new_root}'", os.chroot, options.new_root)
         os.chdir("/")
-        options.in_root = f" in the new root {options.new_root}"
+        options.chroot_note = f" in the new root {options.new_root}"  # for messages
     if not options.socket_before_chroot:
-        bind_socket(options, owner, proc_fds, pid_fd)
+        bind_socket(options, owner, fd_dir, pid_fd)
     if uid is not None:
-        attempt(f"cannot change to user {options.user}{options.in_root}", os.setuid, uid)
+        attempt(f"cannot change to user {options.user}{options.chroot_note}", os.setuid, uid)
     if options.cwd is not None:
-        attempt(f"cannot chdir to '{options.cwd}'{options.in_root}", os.chdir, options.cwd)
+        attempt(f"cannot chdir to '{options.cwd}'{options.chroot_note}", os.chdir, options.cwd)
     if options.no_fork:
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # CPython ignores both
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # CPython ignores these two signals
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         try:
             os.execve(options.program, options.argv, environ)
         except OSError as error:
-            signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # the message may have no reader
+            signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # nobody may be reading stderr
             return report_start_error(options, error)
-    kwargs = {"stdout": null, "stderr": null, "env": environ, "close_fds": proc_fds is None}
+    kwargs = {"stdout": null, "stderr": null, "env": environ, "close_fds": fd_dir is None}
     return spawn_children(options, Popen, kwargs, pid_fd)
 
 
@@ -410,14 +410,14 @@ def main(argv: list[str] | None = None) -> int:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # let Ctrl-C kill us, without a traceback
     argv = sys.argv[1:] if argv is None else argv
-    flag = argv[0][:2] if argv else "-h"  # like getopt, take -version for -v and -help for -h
+    first = argv[0][:2] if argv else "-h"  # like getopt, read -help as -h; no arguments: help
     try:
         require(os.getuid() == os.geteuid(), "will not run set-uid")
-        require(os.getgid() == os.getegid() or os.getuid() == 0, "will not run set-gid")  # root may
-        given = parse_argv([flag] if flag in ("-v", "-h", "-?") else argv)
+        require(os.getgid() == os.getegid() or os.getuid() == 0, "will not run set-gid")
+        given = parse_argv([first] if first in ("-v", "-h", "-?") else argv)
         if not (given["--version"] or given["--help"] or given["-?"]):
             return spawn(check_options(given))
-    except (Error, UnicodeError) as error:  # UnicodeError: the locale is not UTF-8
+    except (Error, UnicodeError) as error:  # UnicodeError: the locale cannot encode an argument
         say(2, str(error))
         return 255
     version = f"spawn-fcgi v{__version__} - starts FastCGI applications\n"

@@ -99,7 +99,7 @@ REFUSED = [
     pytest.param("-4p 9 -n -- ./a", ["unknown option -4p"], ["requires"], id="unknown-before-p"),
     pytest.param("-xp 9 -- ./a", ["unknown option -xp"], ["requires"], id="unknown-before-last-p"),
     pytest.param("-p 9 -nX -- ./a", ["unknown option -nX"], ["requires"], id="unknown-after-p"),
-    pytest.param("-n -xF -ss -- ./a", ["unknown option -xF"], ["requires"], id="unknown-before-F"),
+    pytest.param("-ss -n -xF -- ./a", ["unknown option -xF"], ["requires"], id="unknown-before-F"),
     pytest.param("-z app -- ./a", ["unknown option -z"], ["app", "after"], id="unknown-and-app"),
     pytest.param("--help=1 -- ./a", ["unknown option --help=1"], [], id="help-with-a-value"),
     pytest.param("app -x yy -- ./a", ["-x", "for app go after --"], ["yy"], id="unknown-after-app"),
