@@ -10,7 +10,7 @@ Options:
  -p <port>       TCP port to bind to, 1 to 65535
  -s <path>       Unix domain socket to bind to, at most 107 bytes
  -M <mode>       octal mode of the Unix socket (default: 0660 masked by the umask)
- -C <children>   set PHP_FCGI_CHILDREN for PHP; if negative, do not set it [default: -1]
+ -C <children>   value of PHP_FCGI_CHILDREN for PHP; if negative, leave it unchanged [default: -1]
  -F <children>   number of children to fork (ignored with -n) [default: 1]
  -b <backlog>    listen backlog; if negative, the kernel's maximum [default: 1024]
  -P <path>       file to write the PIDs to, one per line (ignored with -n)
@@ -23,9 +23,9 @@ Options for root only:
  -c <directory>  chroot to this directory
  -S              create the socket before the chroot, outside the new root
  -u <user>       user to run as, by name or number
- -g <group>      group to run as (default: primary group of -u)
+ -g <group>      group to run as (default: primary group of the -u user)
  -U <user>       owner of the Unix socket (default: same as -u)
- -G <group>      group of the Unix socket (default: primary group of -U, else same as -g)
+ -G <group>      group of the Unix socket (default: primary group of the -U user, else as -g)
 
 Example: spawn-fcgi -a 127.0.0.1 -p 9000 -F 4 -- ./app.fcgi
 See spawn-fcgi(1) and spawn-fcgi-recipes(7).
@@ -53,10 +53,10 @@ TYPE_CHECKING = False  # type checkers treat it as True; importing typing would 
 if TYPE_CHECKING:
     from typing import Any, Callable
 
-__version__ = "1.0.0"  # a port of lighttpd's spawn-fcgi, which comments call "the C tool"
+__version__ = "1.0.0"  # a port of lighttpd's spawn-fcgi, called "the C tool" in comments
 FCGI_LISTENSOCK_FILENO = 0  # FastCGI specification, section 2.2
 INT_MIN, INT_MAX = -(2**31), 2**31 - 1
-MAX_ID = 2**32 - 2  # the next one, (uid_t)-1, tells chown(2) to change nothing
+MAX_ID = 2**32 - 2  # the next value, (uid_t)-1, tells chown(2) to leave the ID alone
 NO_ROOT_SOCKET = "neither the owner nor the group of the socket may be root"
 ROOT_ONLY = ("-c", "-S", "-u", "-g", "-U", "-G")
 CONTROL_ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), 127)}
@@ -66,7 +66,7 @@ is_number = re.compile(r"[ \t\n\v\f\r]*[+-]?[0-9]+").fullmatch
 
 
 class Error(Exception):
-    """One line that says what failed; main() prints it, and the exit status is 255."""
+    """A one-line message saying what failed; main() prints it and returns 255."""
 
 
 def attempt(what: str, function: Callable[..., Any], *args: Any) -> Any:
@@ -84,7 +84,7 @@ def require(condition: object, message: str) -> None:
 
 
 def say(fd: int, text: str) -> None:
-    """Write one line, ignoring any failure: the fd may be closed, full or without a reader."""
+    """Write one line, ignoring any failure: the fd may be closed or full, or have no reader."""
     with suppress(OSError, UnicodeError):
         os.write(fd, os.fsencode(f"spawn-fcgi: {text.translate(CONTROL_ESCAPES)}\n"))
 
@@ -93,27 +93,27 @@ def run_docopt(words: list[str]) -> dict[str, Any]:
     """Return what docopt makes of these words, or raise an Error that names the bad one."""
     with suppress(DocoptExit):
         return docopt(__doc__, words, False)  # positional: docopt-ng renamed help=
-    # The first rejected prefix ends in an unknown option; if there is none, a value is missing.
-    accepted, problem = words[:-1], f"{words[-1]} requires an argument"
+    # An option is unknown if docopt rejects it even when an argument follows it.
+    accepted, problem = words[:-1], f"{words[-1]} requires an argument"  # if the loop finds none
     for index, word in enumerate(words):
         if word.startswith("-"):  # only an option can be unknown, and docopt is slow
-            try:  # a spare "value" completes the last option, or becomes an <arg>
-                docopt(__doc__, [*words[: index + 1], "value"], False)
+            try:
+                docopt(__doc__, [*words[: index + 1], "argument"], False)
             except DocoptExit:
                 accepted, problem = words[:index], f"unknown option {word}"
                 break
-    app = docopt(__doc__, accepted, False)["<fcgiapp>"]  # the app before the bad word, if any
+    app = docopt(__doc__, accepted, False)["<fcgiapp>"]  # cannot fail; None if no app came earlier
     hint = "" if app is None else f"; options for {app} go after --"
     raise Error(f"{problem} (see spawn-fcgi -h{hint})")
 
 
 def parse_argv(argv: list[str]) -> dict[str, Any]:
     """Map options to their last values, flags to counts, and "argv" to the application's argv."""
-    end = argv.index("--") if "--" in argv else len(argv)  # docopt sees only what is before it
+    end = argv.index("--") if "--" in argv else len(argv)  # docopt sees only what comes before it
     given = run_docopt(argv[:end])
     words = [] if given["<fcgiapp>"] is None else [given["<fcgiapp>"], *given["<arg>"]]
     for option, value in given.items():
-        if isinstance(value, list):  # "[options]..." in the usage makes every value a list
+        if isinstance(value, list):  # "[options]..." turns values into lists, flags into counts
             given[option] = value[-1] if value else None  # the last one counts
     return {**given, "argv": words + argv[end + 1 :]}
 
@@ -131,13 +131,14 @@ def check_address(given: dict[str, Any]) -> tuple[int, Any, str]:
     """Return the family, the address for bind(), and its printable form, or raise Error."""
     path, port, host = given["-s"], given["-p"], given["-a"]
     require((path is None) != (port is None), "give exactly one of -p and -s")
-    if path is not None:  # see sun_path in unix(7)
+    if path is not None:  # sun_path in unix(7) holds 107 bytes and a NUL
         require(1 <= len(os.fsencode(path)) <= 107, f"-s: not a path of 1 to 107 bytes: '{path}'")
         return socket.AF_UNIX, path, path
     port = number("-p", port, 1, 65535)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:  # getaddrinfo() resolves %eth0; as bytes, the host skips the slow idna codec
-        socket.inet_pton(family, host.partition("%")[0])  # refuses 127.1, unlike getaddrinfo()
+    try:
+        socket.inet_pton(family, host.partition("%")[0])  # rejects 127.1, unlike getaddrinfo()
+        # This resolves %eth0; passing bytes avoids loading the slow idna codec.
         found = socket.getaddrinfo(host.encode(), port, family, flags=socket.AI_NUMERICHOST)
     except (OSError, UnicodeError):
         raise Error(f"-a: not a numeric IPv4 or IPv6 address: '{host}'") from None
@@ -148,7 +149,7 @@ def check_options(given: dict[str, Any]) -> Options:
     """Return the checked Options, or raise Error; users and groups are not looked up yet."""
     argv, command, mode = given["argv"], given["-f"], given["-M"]
     require(argv[0] if argv else command, "no FastCGI application given (see spawn-fcgi -h)")
-    options = Options(socket_path=given["-s"], cwd=given["-d"], chroot_note="")  # set by spawn()
+    options = Options(socket_path=given["-s"], cwd=given["-d"], chroot_note="")  # spawn() sets it
     options.program = argv[0] if argv else "/bin/sh"
     options.argv = argv or ["sh", "-c", f"exec {command}"]
     options.family, options.address, options.where = check_address(given)
@@ -169,16 +170,9 @@ def check_options(given: dict[str, Any]) -> Options:
 
 
 def find_user_group(user_option: str, user: Any, group_option: str, group: Any) -> Any:
-    """Return (uid, gid, user name), with None for whatever the options leave open; refuse root."""
+    """Return (uid, gid, user name), with None for anything not specified; refuse root."""
     uid = gid = name = None
     refusal = "will not run as root" if user_option == "-u" else NO_ROOT_SOCKET
-    if user is not None:  # root is UID 0, or primary group 0 unless -g or -G overrides it
-        uid = number(user_option, user, 0, MAX_ID) if is_number(user) else None
-        with suppress(KeyError):  # a number needs no passwd entry; a name without one fails below
-            found = pwd.getpwnam(user) if uid is None else pwd.getpwuid(uid)
-            name, uid, gid = found.pw_name, found.pw_uid, found.pw_gid
-        require(uid is not None, f"{user_option}: no such user: '{user}'")
-        require(uid != 0 and (gid != 0 or group is not None), f"{user_option} {user}: {refusal}")
     if group is not None:
         gid = number(group_option, group, 0, MAX_ID) if is_number(group) else None
         if gid is None:
@@ -186,27 +180,34 @@ def find_user_group(user_option: str, user: Any, group_option: str, group: Any) 
                 gid = grp.getgrnam(group).gr_gid
         require(gid is not None, f"{group_option}: no such group: '{group}'")
         require(gid != 0, f"{group_option} {group}: {refusal}")
+    if user is not None:
+        uid = number(user_option, user, 0, MAX_ID) if is_number(user) else None
+        with suppress(KeyError):  # a number needs no passwd entry; a name without one fails below
+            found = pwd.getpwnam(user) if uid is None else pwd.getpwuid(uid)
+            name, uid, gid = found.pw_name, found.pw_uid, gid or found.pw_gid
+        require(uid is not None, f"{user_option}: no such user: '{user}'")
+        require(uid != 0 and gid != 0, f"{user_option} {user}: {refusal}")
     return uid, gid, name
 
 
 def prepare_descriptors(options: Options) -> tuple[int, int | None]:
-    """Open /dev/null and, if possible, /proc/self/fd; unless -n, mark all fds close-on-exec."""
-    null, fd_dir = 0, None
+    """Return fds of /dev/null and /proc/self/fd (or None); without -n, mark all close-on-exec."""
+    null, fd_dir = -1, None
     while null <= 2:  # fill fds 0 to 2 if closed, so that later opens do not land there
         null = attempt("cannot open /dev/null", os.open, "/dev/null", os.O_RDWR)
-    with suppress(OSError):  # no /proc, or file capabilities make it unreadable
+    with suppress(OSError):  # now, as a chroot may hide it; it may be missing or unreadable
         fd_dir = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY)
-    if fd_dir is not None and not options.no_fork:  # in place of close_fds, slow without /proc
+    if fd_dir is not None and not options.no_fork:  # replaces Popen's close_fds, slow without /proc
         for fd in attempt("cannot list the open descriptors", os.listdir, fd_dir):
-            with suppress(OSError):  # one of them was listdir's own
-                fcntl.fcntl(int(fd), fcntl.F_SETFD, fcntl.FD_CLOEXEC)  # dup2() resets fds 0 to 2
+            with suppress(OSError):  # one was listdir's own; on 0 to 2, later dup2() calls undo it
+                fcntl.fcntl(int(fd), fcntl.F_SETFD, fcntl.FD_CLOEXEC)
     return null, fd_dir
 
 
 def lock_directory(path: str) -> int | None:
-    """Lock the directory, so that another spawn-fcgi cannot take our new socket for a stale one."""
+    """Lock path's directory, as our socket looks stale until we listen; return the lock's fd."""
     fd = None
-    with suppress(OSError):  # the directory is not readable, or its file system has no locks
+    with suppress(OSError):  # it is not readable, or its file system does not support locks
         fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
         for _ in range(200):  # retry for about a second, then go on without the lock
             with suppress(BlockingIOError):  # another process holds it
@@ -218,7 +219,7 @@ def lock_directory(path: str) -> int | None:
 
 def clear_path(path: str) -> None:
     """Remove a stale socket or an empty file; raise OSError or Error if that is not possible."""
-    with suppress(FileNotFoundError):  # there is nothing to remove
+    with suppress(FileNotFoundError):  # nothing to remove, or it vanished before we connected
         found = os.lstat(path)
         if stat.S_ISSOCK(found.st_mode):
             with socket.socket(socket.AF_UNIX) as probe:
@@ -226,23 +227,23 @@ def clear_path(path: str) -> None:
                 error = probe.connect_ex(path)
             if error in (0, errno.EAGAIN):  # EAGAIN: its queue is full; the C tool would hang
                 error = errno.EADDRINUSE
-            if error != errno.ECONNREFUSED:
-                raise OSError(error, os.strerror(error))  # ENOENT, just gone, is suppressed
-        elif not stat.S_ISREG(found.st_mode) or found.st_size > 0:  # the C tool would delete it
+            if error != errno.ECONNREFUSED:  # refused: nobody listens, so it is stale
+                raise OSError(error, os.strerror(error))
+        elif not stat.S_ISREG(found.st_mode) or found.st_size > 0:  # the C tool would delete these
             raise OSError("exists and is not a socket")
         attempt(f"cannot remove {path}", os.unlink, path)
 
 
 def set_owner(path: str, mode: int, owner: tuple[int, int], fd_dir: int | None) -> None:
     """Set the owner of the socket, and restore its mode if a default ACL has narrowed it."""
-    if fd_dir is None or not hasattr(os, "O_PATH"):  # no /proc/self/fd: lchown(2), no chmod
+    if fd_dir is None or not hasattr(os, "O_PATH"):  # only lchown(2): chmod(2) would follow links
         os.chown(path, *owner, follow_symlinks=False)
         return
-    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW)  # keeps the file even if the path is replaced
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW)  # still this file if the path is replaced
     found = os.fstat(fd)
     missing = mode & ~found.st_mode  # what a default ACL has taken away
     if not missing and owner == (-1, -1):
-        return  # nothing to change; on NFS, root's own file may be nobody's
+        return  # and skip the check below: under NFS root_squash, root's file belongs to nobody
     if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
         raise OSError("another file has taken its place")
     if missing:
@@ -251,31 +252,31 @@ def set_owner(path: str, mode: int, owner: tuple[int, int], fd_dir: int | None) 
 
 
 def bind_socket(options: Options, owner: tuple[int, int], fd_dir: Any, pid_fd: Any) -> None:
-    """Bind, listen, empty the PID file, and make the socket fd 0; on Error, remove the socket."""
+    """Bind, listen, empty the PID file, make the socket fd 0; remove it if it cannot listen."""
     path, where = options.socket_path, options.where + options.chroot_note
-    lock = None if path is None else lock_directory(path)
+    lock = None if path is None else lock_directory(path)  # held until we listen, or fail and exit
     if path is not None:
         attempt(f"cannot bind to {where}", clear_path, path)
     sock: socket.socket = attempt(f"cannot bind to {where}", socket.socket, options.family)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     umask = os.umask(0o777)  # it can only be read by setting it
     mode = 0o660 & ~umask if options.socket_mode is None else options.socket_mode & 0o777
-    os.umask(0o777 & ~mode)  # bind() creates it with this mode; & 0o777 drops set-ID and sticky
+    os.umask(0o777 & ~mode)  # bind() will use mode; set-ID and sticky bits of -M are ignored
     attempt(f"cannot bind to {where}", sock.bind, options.address)
-    os.umask(umask)
-    try:
+    os.umask(umask)  # skipped if bind() fails, but then we exit anyway
+    try:  # from here on, the path is ours to clear
         if path is not None:
             attempt(f"cannot set owner or mode of {where}", set_owner, path, mode, owner, fd_dir)
         backlog = INT_MAX if options.backlog < 0 else options.backlog  # Python turns -1 into 0
         attempt(f"cannot listen on {where}", sock.listen, backlog)
-        if pid_fd is not None:  # only now: a failed start must not empty a running service's file
-            attempt(f"cannot empty PID file '{options.pid_file}'", os.ftruncate, pid_fd, 0)
     except Error:
-        sock.close()  # so that clear_path() finds it stale
+        sock.close()  # clear_path() needs the fd
         if path is not None:
             with suppress(Error, OSError):  # the first error is the one to report
                 clear_path(path)
         raise
+    if pid_fd is not None:  # only now: a failed start must not empty a running service's file
+        attempt(f"cannot empty PID file '{options.pid_file}'", os.ftruncate, pid_fd, 0)
     if lock is not None:
         os.close(lock)
     os.dup2(sock.fileno(), FCGI_LISTENSOCK_FILENO)  # inheritable, unlike sock
@@ -284,16 +285,15 @@ def bind_socket(options: Options, owner: tuple[int, int], fd_dir: Any, pid_fd: A
 def open_pid_file(path: str) -> int:
     """Open or create the PID file and return its fd; refuse a file that is not a PID file."""
     problem = f"cannot open PID file '{path}'"
-    # Do not follow a link, and do not wait for the reader of a FIFO.
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-    fd: int = attempt(problem, os.open, path, flags, 0o644)  # O_APPEND: write at 0 once truncated
+    fd: int = attempt(problem, os.open, path, flags, 0o644)  # O_APPEND: else read() leaves a hole
     found, directory = os.fstat(fd), os.stat(os.path.dirname(path) or ".")
     require(stat.S_ISREG(found.st_mode), f"{problem}: not a regular file")
     require(found.st_nlink <= 1, f"{problem}: has another hard link")
-    safe = found.st_uid == os.geteuid() or not directory.st_mode & stat.S_ISVTX
-    require(safe, f"{problem}: belongs to another user, in a sticky directory")
-    unexpected = attempt(problem, os.read, fd, 2**20).translate(None, b"0123456789 \t\n\0")
-    require(not unexpected, f"{problem}: not a PID file")  # a crash may leave NULs in a PID file
+    ours, sticky = found.st_uid == os.geteuid(), directory.st_mode & stat.S_ISVTX
+    require(ours or not sticky, f"{problem}: belongs to another user, in a sticky directory")
+    content: bytes = attempt(problem, os.read, fd, 2**20)  # may hold NULs after a crash
+    require(not content.translate(None, b"0123456789 \t\n\0"), f"{problem}: not a PID file")
     return fd
 
 
@@ -301,7 +301,7 @@ def app_environ(php_children: int) -> dict[bytes, bytes]:
     """Return the caller's environment, plus PHP_FCGI_CHILDREN unless php_children is negative."""
     environ = dict(os.environb)  # only a fallback: Python may have added LC_CTYPE (PEP 538)
     with suppress(OSError), open("/proc/self/environ", "rb") as file:  # may be unreadable
-        environ = {}
+        environ = {}  # what could be opened can be read
         for entry in file.read().split(b"\0"):
             name, equals, value = entry.partition(b"=")
             if name and equals:
@@ -313,7 +313,7 @@ def app_environ(php_children: int) -> dict[bytes, bytes]:
 
 def report_start_error(options: Options, error: OSError) -> int:
     """Say why fork(2) or execve(2) failed, with hints; return the exit status."""
-    if error.filename is None:  # only a failed exec names a file
+    if error.filename is None:  # execve() and Popen name a file only if the exec failed
         say(2, f"fork failed: {error.strerror}")
         return 1
     line = f"exec failed: {options.program}: {error.strerror}{options.chroot_note}"
@@ -330,10 +330,10 @@ def report_start_error(options: Options, error: OSError) -> int:
 
 
 def spawn_children(options: Options, popen: Any, kwargs: Any, pid_fd: int | None) -> int:
-    """Start the children with spawn()'s Popen, watch them, write the PID file; return a status."""
+    """Call popen (see spawn()) for each child, watch them, write the PID file; return a status."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if ignored, exit statuses are lost
     path = options.program if "/" in options.program else f"./{options.program}"  # skip PATH
-    children: list[Any] = []
+    children: list[Any] = []  # they inherit fd 0, the socket
     failure = None
     try:
         while len(children) < options.children:
@@ -348,7 +348,7 @@ def spawn_children(options: Options, popen: Any, kwargs: Any, pid_fd: int | None
                 file.write("\n".join(map(str, alive)).encode())
         except OSError as error:
             say(2, f"cannot write PID file '{options.pid_file}': {error.strerror}")
-            os.ftruncate(pid_fd, 0)  # half a PID might be the PID of another process
+            os.ftruncate(pid_fd, 0)  # a truncated PID might be that of another process
     for pid in alive:
         say(1, f"child spawned successfully: PID: {pid}")
     ended = [child.returncode for child in children if child.returncode is not None]
@@ -381,7 +381,7 @@ def spawn(options: Options) -> int:
     if gid is not None:
         attempt(f"cannot change to group {gid}", os.setgid, gid)
         attempt("cannot drop the supplementary groups", os.setgroups, [])
-    if user_name is not None:
+    if user_name is not None:  # then gid is known, too
         attempt(f"cannot set the groups of {user_name}", os.initgroups, user_name, gid)
     if options.new_root is not None:
         attempt(f"cannot chroot to '{options.new_root}'", os.chroot, options.new_root)
@@ -394,12 +394,12 @@ def spawn(options: Options) -> int:
     if options.cwd is not None:
         attempt(f"cannot chdir to '{options.cwd}'{options.chroot_note}", os.chdir, options.cwd)
     if options.no_fork:
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # CPython ignores these two signals
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # CPython ignores both; Popen restores both
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         try:
             os.execve(options.program, options.argv, environ)
         except OSError as error:
-            signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # nobody may be reading stderr
+            signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # stderr may have no reader
             return report_start_error(options, error)
     kwargs = {"stdout": null, "stderr": null, "env": environ, "close_fds": fd_dir is None}
     return spawn_children(options, Popen, kwargs, pid_fd)
@@ -410,7 +410,7 @@ def main(argv: list[str] | None = None) -> int:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # let Ctrl-C kill us, without a traceback
     argv = sys.argv[1:] if argv is None else argv
-    first = argv[0][:2] if argv else "-h"  # like getopt, read -help as -h; no arguments: help
+    first = argv[0][:2] if argv else "-h"  # getopt reads -help as -h; with no arguments, show help
     try:
         require(os.getuid() == os.geteuid(), "will not run set-uid")
         require(os.getgid() == os.getegid() or os.getuid() == 0, "will not run set-gid")
