@@ -25,7 +25,7 @@ Options for root only:
  -u <user>       user to run as, by name or number
  -g <group>      group to run as (default: primary group of the -u user)
  -U <user>       owner of the Unix socket (default: same as -u)
- -G <group>      group of the Unix socket (default: primary group of the -U user, else as -g)
+ -G <group>      group of the Unix socket (default: primary group of the -U user, else same as -g)
 
 Example: spawn-fcgi -a 127.0.0.1 -p 9000 -F 4 -- ./app.fcgi
 See spawn-fcgi(1) and spawn-fcgi-recipes(7).
@@ -61,12 +61,12 @@ NO_ROOT_SOCKET = "neither the owner nor the group of the socket may be root"
 ROOT_ONLY = ("-c", "-S", "-u", "-g", "-U", "-G")
 CONTROL_ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), 127)}
 SHELL_STATUS = {126: "not executable", 127: "command not found, or a shared library is missing"}
-# Allow leading blanks: in a Dockerfile, CMD ["-p 9000"] gives -p the value " 9000".
+# Allow leading white space: in a Dockerfile, CMD ["-p 9000"] gives -p the value " 9000".
 is_number = re.compile(r"[ \t\n\v\f\r]*[+-]?[0-9]+").fullmatch
 
 
 class Error(Exception):
-    """A one-line message saying what failed; main() prints it and returns 255."""
+    """A failure, with a one-line message that main() prints before it returns 255."""
 
 
 def attempt(what: str, function: Callable[..., Any], *args: Any) -> Any:
@@ -90,19 +90,19 @@ def say(fd: int, text: str) -> None:
 
 
 def run_docopt(words: list[str]) -> dict[str, Any]:
-    """Return what docopt makes of these words, or raise an Error that names the bad one."""
+    """Return what docopt makes of these words, or raise an Error that names the offending one."""
     with suppress(DocoptExit):
-        return docopt(__doc__, words, False)  # positional: docopt-ng renamed help=
-    # An option is unknown if docopt rejects it even when an argument follows it.
-    accepted, problem = words[:-1], f"{words[-1]} requires an argument"  # if the loop finds none
-    for index, word in enumerate(words):
+        return docopt(__doc__, words, False)  # help=False, but docopt-ng has another name for it
+    for bad, word in enumerate(words):
         if word.startswith("-"):  # only an option can be unknown, and docopt is slow
             try:
-                docopt(__doc__, [*words[: index + 1], "argument"], False)
+                docopt(__doc__, [*words[: bad + 1], "argument"], False)  # in case it requires one
             except DocoptExit:
-                accepted, problem = words[:index], f"unknown option {word}"
+                problem = f"unknown option {word}"
                 break
-    app = docopt(__doc__, accepted, False)["<fcgiapp>"]  # cannot fail; None if no app came earlier
+    else:  # every option is known, so the last one lacks its argument
+        problem = f"{word} requires an argument"
+    app = docopt(__doc__, words[:bad], False)["<fcgiapp>"]  # cannot fail; None if no app before it
     hint = "" if app is None else f"; options for {app} go after --"
     raise Error(f"{problem} (see spawn-fcgi -h{hint})")
 
@@ -114,7 +114,7 @@ def parse_argv(argv: list[str]) -> dict[str, Any]:
     words = [] if given["<fcgiapp>"] is None else [given["<fcgiapp>"], *given["<arg>"]]
     for option, value in given.items():
         if isinstance(value, list):  # "[options]..." turns values into lists, flags into counts
-            given[option] = value[-1] if value else None  # the last one counts
+            given[option] = value[-1] if value else None  # the last one wins
     return {**given, "argv": words + argv[end + 1 :]}
 
 
@@ -149,7 +149,7 @@ def check_options(given: dict[str, Any]) -> Options:
     """Return the checked Options, or raise Error; users and groups are not looked up yet."""
     argv, command, mode = given["argv"], given["-f"], given["-M"]
     require(argv[0] if argv else command, "no FastCGI application given (see spawn-fcgi -h)")
-    options = Options(socket_path=given["-s"], cwd=given["-d"], chroot_note="")  # spawn() sets it
+    options = Options(socket_path=given["-s"], cwd=given["-d"], chroot_note="")  # set by spawn()
     options.program = argv[0] if argv else "/bin/sh"
     options.argv = argv or ["sh", "-c", f"exec {command}"]
     options.family, options.address, options.where = check_address(given)
@@ -170,7 +170,7 @@ def check_options(given: dict[str, Any]) -> Options:
 
 
 def find_user_group(user_option: str, user: Any, group_option: str, group: Any) -> Any:
-    """Return (uid, gid, user name), with None for anything not specified; refuse root."""
+    """Return (uid, gid, user name), with None for what is not given or not known; refuse root."""
     uid = gid = name = None
     refusal = "will not run as root" if user_option == "-u" else NO_ROOT_SOCKET
     if group is not None:
@@ -184,9 +184,9 @@ def find_user_group(user_option: str, user: Any, group_option: str, group: Any) 
         uid = number(user_option, user, 0, MAX_ID) if is_number(user) else None
         with suppress(KeyError):  # a number needs no passwd entry; a name without one fails below
             found = pwd.getpwnam(user) if uid is None else pwd.getpwuid(uid)
-            name, uid, gid = found.pw_name, found.pw_uid, gid or found.pw_gid
+            name, uid, gid = found.pw_name, found.pw_uid, gid or found.pw_gid  # -g 0 was refused
         require(uid is not None, f"{user_option}: no such user: '{user}'")
-        require(uid != 0 and gid != 0, f"{user_option} {user}: {refusal}")
+        require(uid != 0 and gid != 0, f"{user_option} {user}: {refusal}")  # or its primary group
     return uid, gid, name
 
 
@@ -195,40 +195,39 @@ def prepare_descriptors(options: Options) -> tuple[int, int | None]:
     null, fd_dir = -1, None
     while null <= 2:  # fill fds 0 to 2 if closed, so that later opens do not land there
         null = attempt("cannot open /dev/null", os.open, "/dev/null", os.O_RDWR)
-    with suppress(OSError):  # now, as a chroot may hide it; it may be missing or unreadable
+    with suppress(OSError):  # opened before a chroot hides it; it may be missing or unreadable
         fd_dir = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY)
-    if fd_dir is not None and not options.no_fork:  # replaces Popen's close_fds, slow without /proc
+    if fd_dir is not None and not options.no_fork:  # else Popen closes them, slowly in a chroot
         for fd in attempt("cannot list the open descriptors", os.listdir, fd_dir):
-            with suppress(OSError):  # one was listdir's own; on 0 to 2, later dup2() calls undo it
+            with suppress(OSError):  # listdir's own fd is closed by now; dup2() will undo 0 to 2
                 fcntl.fcntl(int(fd), fcntl.F_SETFD, fcntl.FD_CLOEXEC)
     return null, fd_dir
 
 
 def lock_directory(path: str) -> int | None:
-    """Lock path's directory, as our socket looks stale until we listen; return the lock's fd."""
+    """Lock path's directory so that nobody removes our socket before we listen; return the fd."""
     fd = None
-    with suppress(OSError):  # it is not readable, or its file system does not support locks
+    with suppress(OSError):  # it may be unreadable, or its file system may not support locks
         fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
         for _ in range(200):  # retry for about a second, then go on without the lock
             with suppress(BlockingIOError):  # another process holds it
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+                return fd
             time.sleep(0.005)
     return fd
 
 
 def clear_path(path: str) -> None:
-    """Remove a stale socket or an empty file; raise OSError or Error if that is not possible."""
-    with suppress(FileNotFoundError):  # nothing to remove, or it vanished before we connected
+    """Remove a stale socket or an empty file, if any; raise OSError or Error if we cannot."""
+    with suppress(FileNotFoundError):  # from lstat() or connect(): nothing to remove
         found = os.lstat(path)
         if stat.S_ISSOCK(found.st_mode):
-            with socket.socket(socket.AF_UNIX) as probe:
+            # If connect() is refused, nobody listens, and we go on to remove a stale socket.
+            with suppress(ConnectionRefusedError), socket.socket(socket.AF_UNIX) as probe:
                 probe.setblocking(False)
-                error = probe.connect_ex(path)
-            if error in (0, errno.EAGAIN):  # EAGAIN: its queue is full; the C tool would hang
-                error = errno.EADDRINUSE
-            if error != errno.ECONNREFUSED:  # refused: nobody listens, so it is stale
-                raise OSError(error, os.strerror(error))
+                with suppress(BlockingIOError):  # its queue is full; the C tool would hang
+                    probe.connect(path)
+                raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
         elif not stat.S_ISREG(found.st_mode) or found.st_size > 0:  # the C tool would delete these
             raise OSError("exists and is not a socket")
         attempt(f"cannot remove {path}", os.unlink, path)
@@ -241,7 +240,7 @@ def set_owner(path: str, mode: int, owner: tuple[int, int], fd_dir: int | None) 
         return
     fd = os.open(path, os.O_PATH | os.O_NOFOLLOW)  # still this file if the path is replaced
     found = os.fstat(fd)
-    missing = mode & ~found.st_mode  # what a default ACL has taken away
+    missing = mode & ~found.st_mode  # the bits that a default ACL removed
     if not missing and owner == (-1, -1):
         return  # and skip the check below: under NFS root_squash, root's file belongs to nobody
     if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
@@ -252,7 +251,7 @@ def set_owner(path: str, mode: int, owner: tuple[int, int], fd_dir: int | None) 
 
 
 def bind_socket(options: Options, owner: tuple[int, int], fd_dir: Any, pid_fd: Any) -> None:
-    """Bind, listen, empty the PID file, make the socket fd 0; remove it if it cannot listen."""
+    """Bind, listen, empty the PID file, and make the socket fd 0; remove a socket that fails."""
     path, where = options.socket_path, options.where + options.chroot_note
     lock = None if path is None else lock_directory(path)  # held until we listen, or fail and exit
     if path is not None:
@@ -261,21 +260,21 @@ def bind_socket(options: Options, owner: tuple[int, int], fd_dir: Any, pid_fd: A
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     umask = os.umask(0o777)  # it can only be read by setting it
     mode = 0o660 & ~umask if options.socket_mode is None else options.socket_mode & 0o777
-    os.umask(0o777 & ~mode)  # bind() will use mode; set-ID and sticky bits of -M are ignored
+    os.umask(0o777 & ~mode)  # makes bind() create it with mode (only the rwx bits of -M are used)
     attempt(f"cannot bind to {where}", sock.bind, options.address)
     os.umask(umask)  # skipped if bind() fails, but then we exit anyway
-    try:  # from here on, the path is ours to clear
+    try:  # from here on, the path is ours to remove
         if path is not None:
             attempt(f"cannot set owner or mode of {where}", set_owner, path, mode, owner, fd_dir)
         backlog = INT_MAX if options.backlog < 0 else options.backlog  # Python turns -1 into 0
         attempt(f"cannot listen on {where}", sock.listen, backlog)
     except Error:
-        sock.close()  # clear_path() needs the fd
+        sock.close()  # frees an fd for clear_path(): there may be no other left
         if path is not None:
             with suppress(Error, OSError):  # the first error is the one to report
                 clear_path(path)
         raise
-    if pid_fd is not None:  # only now: a failed start must not empty a running service's file
+    if pid_fd is not None:  # not until now: a failed start must not empty a running service's file
         attempt(f"cannot empty PID file '{options.pid_file}'", os.ftruncate, pid_fd, 0)
     if lock is not None:
         os.close(lock)
@@ -285,27 +284,28 @@ def bind_socket(options: Options, owner: tuple[int, int], fd_dir: Any, pid_fd: A
 def open_pid_file(path: str) -> int:
     """Open or create the PID file and return its fd; refuse a file that is not a PID file."""
     problem = f"cannot open PID file '{path}'"
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-    fd: int = attempt(problem, os.open, path, flags, 0o644)  # O_APPEND: else read() leaves a hole
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    fd: int = attempt(problem, os.open, path, flags, 0o644)
     found, directory = os.fstat(fd), os.stat(os.path.dirname(path) or ".")
     require(stat.S_ISREG(found.st_mode), f"{problem}: not a regular file")
     require(found.st_nlink <= 1, f"{problem}: has another hard link")
     ours, sticky = found.st_uid == os.geteuid(), directory.st_mode & stat.S_ISVTX
     require(ours or not sticky, f"{problem}: belongs to another user, in a sticky directory")
-    content: bytes = attempt(problem, os.read, fd, 2**20)  # may hold NULs after a crash
+    content: bytes = attempt(problem, os.pread, fd, 2**20, 0)  # may hold NULs after a crash
     require(not content.translate(None, b"0123456789 \t\n\0"), f"{problem}: not a PID file")
     return fd
 
 
 def app_environ(php_children: int) -> dict[bytes, bytes]:
     """Return the caller's environment, plus PHP_FCGI_CHILDREN unless php_children is negative."""
-    environ = dict(os.environb)  # only a fallback: Python may have added LC_CTYPE (PEP 538)
+    entries = [b"=".join(item) for item in os.environb.items()]  # PEP 538 may have changed LC_CTYPE
     with suppress(OSError), open("/proc/self/environ", "rb") as file:  # may be unreadable
-        environ = {}  # what could be opened can be read
-        for entry in file.read().split(b"\0"):
-            name, equals, value = entry.partition(b"=")
-            if name and equals:
-                environ.setdefault(name, value)  # as in getenv(3), the first one counts
+        entries = file.read().split(b"\0")
+    environ: dict[bytes, bytes] = {}
+    for entry in entries:
+        name, equals, value = entry.partition(b"=")
+        if name and equals:
+            environ.setdefault(name, value)  # as in getenv(3), the first one wins
     if php_children >= 0:
         environ[b"PHP_FCGI_CHILDREN"] = b"%d" % php_children
     return environ
@@ -340,7 +340,7 @@ def spawn_children(options: Options, popen: Any, kwargs: Any, pid_fd: int | None
             children.append(popen(options.argv, executable=path, start_new_session=True, **kwargs))
     except OSError as error:
         failure = error
-    time.sleep(0.1 if children else 0)  # one wait for all; the C tool watches only the first child
+    time.sleep(0.1 if children else 0)  # a single wait for all; the C tool watches only the first
     alive = [child.pid for child in children if child.poll() is None]
     if pid_fd is not None:
         try:
@@ -348,7 +348,7 @@ def spawn_children(options: Options, popen: Any, kwargs: Any, pid_fd: int | None
                 file.write("\n".join(map(str, alive)).encode())
         except OSError as error:
             say(2, f"cannot write PID file '{options.pid_file}': {error.strerror}")
-            os.ftruncate(pid_fd, 0)  # a truncated PID might be that of another process
+            os.ftruncate(pid_fd, 0)  # a truncated PID might belong to another process
     for pid in alive:
         say(1, f"child spawned successfully: PID: {pid}")
     ended = [child.returncode for child in children if child.returncode is not None]
@@ -361,16 +361,16 @@ def spawn_children(options: Options, popen: Any, kwargs: Any, pid_fd: int | None
     if failure is not None:
         return report_start_error(options, failure)
     statuses = [1 if code < 0 else code for code in ended if code != 0]
-    return statuses[-1] if statuses else 0  # the last failure counts
+    return statuses[-1] if statuses else 0  # the last failure wins
 
 
 def spawn(options: Options) -> int:
     """Start the application and return the exit status; the order of the steps matters."""
     if not options.no_fork:
-        from subprocess import Popen  # slow, so not with -n; before the chroot hides Python
+        from subprocess import Popen  # slow, so not with -n; must come before a chroot hides it
     uid, gid, user_name = find_user_group("-u", options.user, "-g", options.group)
     owner_uid, owner_gid, _ = find_user_group("-U", options.socket_user, "-G", options.socket_group)
-    owner = (owner_uid or uid or -1, owner_gid or gid or -1)  # 0 has been refused; -1: no change
+    owner = (owner_uid or uid or -1, owner_gid or gid or -1)  # 0 was refused above; -1: no change
     if uid is not None and gid is None:
         say(2, f"warning: no user has the ID {uid}; without -g, the current groups are kept")
     null, fd_dir = prepare_descriptors(options)
@@ -378,7 +378,7 @@ def spawn(options: Options) -> int:
     pid_fd = None if options.pid_file is None else open_pid_file(options.pid_file)
     if options.socket_before_chroot:
         bind_socket(options, owner, fd_dir, pid_fd)
-    if gid is not None:
+    if gid is not None:  # before the chroot, which may hide /etc/group; setuid() comes last
         attempt(f"cannot change to group {gid}", os.setgid, gid)
         attempt("cannot drop the supplementary groups", os.setgroups, [])
     if user_name is not None:  # then gid is known, too
@@ -394,15 +394,15 @@ def spawn(options: Options) -> int:
     if options.cwd is not None:
         attempt(f"cannot chdir to '{options.cwd}'{options.chroot_note}", os.chdir, options.cwd)
     if options.no_fork:
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # CPython ignores both; Popen restores both
-        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # by CPython; Popen restores them itself
+            signal.signal(ignored, signal.SIG_DFL)
         try:
             os.execve(options.program, options.argv, environ)
         except OSError as error:
             signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # stderr may have no reader
             return report_start_error(options, error)
     kwargs = {"stdout": null, "stderr": null, "env": environ, "close_fds": fd_dir is None}
-    return spawn_children(options, Popen, kwargs, pid_fd)
+    return spawn_children(options, Popen, kwargs, pid_fd)  # without fd_dir, Popen closes the fds
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -410,7 +410,7 @@ def main(argv: list[str] | None = None) -> int:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # let Ctrl-C kill us, without a traceback
     argv = sys.argv[1:] if argv is None else argv
-    first = argv[0][:2] if argv else "-h"  # getopt reads -help as -h; with no arguments, show help
+    first = argv[0][:2] if argv else "-h"  # like getopt, stop at -h even in -help; no arguments: -h
     try:
         require(os.getuid() == os.geteuid(), "will not run set-uid")
         require(os.getgid() == os.getegid() or os.getuid() == 0, "will not run set-gid")
