@@ -61,12 +61,12 @@ NO_ROOT_SOCKET = "neither the owner nor the group of the socket may be root"
 ROOT_ONLY = ("-c", "-S", "-u", "-g", "-U", "-G")
 CONTROL_ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), 127)}
 SHELL_STATUS = {126: "not executable", 127: "command not found, or a shared library is missing"}
-# Allow leading white space: in a Dockerfile, CMD ["-p 9000"] gives -p the value " 9000".
+# Allow leading whitespace: in a Dockerfile, CMD ["-p 9000"] gives -p the value " 9000".
 is_number = re.compile(r"[ \t\n\v\f\r]*[+-]?[0-9]+").fullmatch
 
 
 class Error(Exception):
-    """A failure, with a one-line message that main() prints before it returns 255."""
+    """A failure whose one-line message main() prints before returning 255."""
 
 
 def attempt(what: str, function: Callable[..., Any], *args: Any) -> Any:
@@ -92,17 +92,17 @@ def say(fd: int, text: str) -> None:
 def run_docopt(words: list[str]) -> dict[str, Any]:
     """Return what docopt makes of these words, or raise an Error that names the offending one."""
     with suppress(DocoptExit):
-        return docopt(__doc__, words, False)  # help=False, but docopt-ng has another name for it
-    for bad, word in enumerate(words):
+        return docopt(__doc__, words, False)  # help=False, by position: docopt-ng renamed it
+    # Find the first option that docopt rejects even with an argument; if none, the last lacks one.
+    bad, problem = len(words) - 1, f"{words[-1]} requires an argument"
+    for index, word in enumerate(words):
         if word.startswith("-"):  # only an option can be unknown, and docopt is slow
             try:
-                docopt(__doc__, [*words[: bad + 1], "argument"], False)  # in case it requires one
+                docopt(__doc__, [*words[: index + 1], "argument"], False)
             except DocoptExit:
-                problem = f"unknown option {word}"
+                bad, problem = index, f"unknown option {word}"
                 break
-    else:  # every option is known, so the last one lacks its argument
-        problem = f"{word} requires an argument"
-    app = docopt(__doc__, words[:bad], False)["<fcgiapp>"]  # cannot fail; None if no app before it
+    app = docopt(__doc__, words[:bad], False)["<fcgiapp>"]  # every word before the bad one is fine
     hint = "" if app is None else f"; options for {app} go after --"
     raise Error(f"{problem} (see spawn-fcgi -h{hint})")
 
@@ -149,7 +149,7 @@ def check_options(given: dict[str, Any]) -> Options:
     """Return the checked Options, or raise Error; users and groups are not looked up yet."""
     argv, command, mode = given["argv"], given["-f"], given["-M"]
     require(argv[0] if argv else command, "no FastCGI application given (see spawn-fcgi -h)")
-    options = Options(socket_path=given["-s"], cwd=given["-d"], chroot_note="")  # set by spawn()
+    options = Options(socket_path=given["-s"], cwd=given["-d"], chroot_note="")  # note: set later
     options.program = argv[0] if argv else "/bin/sh"
     options.argv = argv or ["sh", "-c", f"exec {command}"]
     options.family, options.address, options.where = check_address(given)
@@ -170,7 +170,7 @@ def check_options(given: dict[str, Any]) -> Options:
 
 
 def find_user_group(user_option: str, user: Any, group_option: str, group: Any) -> Any:
-    """Return (uid, gid, user name), with None for what is not given or not known; refuse root."""
+    """Return (uid, gid, user name), each None if not given or unknown; refuse root."""
     uid = gid = name = None
     refusal = "will not run as root" if user_option == "-u" else NO_ROOT_SOCKET
     if group is not None:
@@ -184,9 +184,9 @@ def find_user_group(user_option: str, user: Any, group_option: str, group: Any) 
         uid = number(user_option, user, 0, MAX_ID) if is_number(user) else None
         with suppress(KeyError):  # a number needs no passwd entry; a name without one fails below
             found = pwd.getpwnam(user) if uid is None else pwd.getpwuid(uid)
-            name, uid, gid = found.pw_name, found.pw_uid, gid or found.pw_gid  # -g 0 was refused
+            name, uid, gid = found.pw_name, found.pw_uid, found.pw_gid if gid is None else gid
         require(uid is not None, f"{user_option}: no such user: '{user}'")
-        require(uid != 0 and gid != 0, f"{user_option} {user}: {refusal}")  # or its primary group
+        require(uid != 0 and gid != 0, f"{user_option} {user}: {refusal}")  # gid: its primary group
     return uid, gid, name
 
 
@@ -197,15 +197,15 @@ def prepare_descriptors(options: Options) -> tuple[int, int | None]:
         null = attempt("cannot open /dev/null", os.open, "/dev/null", os.O_RDWR)
     with suppress(OSError):  # opened before a chroot hides it; it may be missing or unreadable
         fd_dir = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY)
-    if fd_dir is not None and not options.no_fork:  # else Popen closes them, slowly in a chroot
+    if fd_dir is not None and not options.no_fork:  # without fd_dir, Popen closes them (slow)
         for fd in attempt("cannot list the open descriptors", os.listdir, fd_dir):
-            with suppress(OSError):  # listdir's own fd is closed by now; dup2() will undo 0 to 2
+            with suppress(OSError):  # EBADF for listdir's own fd; dup2() later clears it on 0 to 2
                 fcntl.fcntl(int(fd), fcntl.F_SETFD, fcntl.FD_CLOEXEC)
     return null, fd_dir
 
 
 def lock_directory(path: str) -> int | None:
-    """Lock path's directory so that nobody removes our socket before we listen; return the fd."""
+    """Lock path's directory: until we listen, another spawn-fcgi would think our socket stale."""
     fd = None
     with suppress(OSError):  # it may be unreadable, or its file system may not support locks
         fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
@@ -218,16 +218,16 @@ def lock_directory(path: str) -> int | None:
 
 
 def clear_path(path: str) -> None:
-    """Remove a stale socket or an empty file, if any; raise OSError or Error if we cannot."""
-    with suppress(FileNotFoundError):  # from lstat() or connect(): nothing to remove
+    """Remove a stale socket or an empty file, if any; raise OSError or Error if that fails."""
+    with suppress(FileNotFoundError):  # from lstat() or the probe: nothing to remove
         found = os.lstat(path)
         if stat.S_ISSOCK(found.st_mode):
-            # If connect() is refused, nobody listens, and we go on to remove a stale socket.
-            with suppress(ConnectionRefusedError), socket.socket(socket.AF_UNIX) as probe:
-                probe.setblocking(False)
-                with suppress(BlockingIOError):  # its queue is full; the C tool would hang
-                    probe.connect(path)
-                raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.setblocking(False)  # if its queue is full, the C tool would hang
+                code = probe.connect_ex(path)
+            if code != errno.ECONNREFUSED:  # if refused, nobody is listening: the socket is stale
+                code = errno.EADDRINUSE if code in (0, errno.EAGAIN) else code  # EAGAIN: queue full
+                raise OSError(code, os.strerror(code))
         elif not stat.S_ISREG(found.st_mode) or found.st_size > 0:  # the C tool would delete these
             raise OSError("exists and is not a socket")
         attempt(f"cannot remove {path}", os.unlink, path)
@@ -235,14 +235,14 @@ def clear_path(path: str) -> None:
 
 def set_owner(path: str, mode: int, owner: tuple[int, int], fd_dir: int | None) -> None:
     """Set the owner of the socket, and restore its mode if a default ACL has narrowed it."""
-    if fd_dir is None or not hasattr(os, "O_PATH"):  # only lchown(2): chmod(2) would follow links
+    if fd_dir is None or not hasattr(os, "O_PATH"):  # the mode stays: chmod(2) would follow a link
         os.chown(path, *owner, follow_symlinks=False)
         return
-    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW)  # still this file if the path is replaced
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW)  # this file, even if the path is replaced
     found = os.fstat(fd)
     missing = mode & ~found.st_mode  # the bits that a default ACL removed
     if not missing and owner == (-1, -1):
-        return  # and skip the check below: under NFS root_squash, root's file belongs to nobody
+        return  # done; under NFS root_squash the owner is nobody, and the check below would fail
     if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
         raise OSError("another file has taken its place")
     if missing:
@@ -251,7 +251,7 @@ def set_owner(path: str, mode: int, owner: tuple[int, int], fd_dir: int | None) 
 
 
 def bind_socket(options: Options, owner: tuple[int, int], fd_dir: Any, pid_fd: Any) -> None:
-    """Bind, listen, empty the PID file, and make the socket fd 0; remove a socket that fails."""
+    """Bind, listen, empty the PID file, make the socket fd 0; remove the socket if a step fails."""
     path, where = options.socket_path, options.where + options.chroot_note
     lock = None if path is None else lock_directory(path)  # held until we listen, or fail and exit
     if path is not None:
@@ -259,22 +259,22 @@ def bind_socket(options: Options, owner: tuple[int, int], fd_dir: Any, pid_fd: A
     sock: socket.socket = attempt(f"cannot bind to {where}", socket.socket, options.family)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     umask = os.umask(0o777)  # it can only be read by setting it
-    mode = 0o660 & ~umask if options.socket_mode is None else options.socket_mode & 0o777
-    os.umask(0o777 & ~mode)  # makes bind() create it with mode (only the rwx bits of -M are used)
+    mode = (0o660 & ~umask) if options.socket_mode is None else options.socket_mode & 0o777
+    os.umask(0o777 & ~mode)  # so bind() gives the socket this mode; of -M, only the rwx bits count
     attempt(f"cannot bind to {where}", sock.bind, options.address)
     os.umask(umask)  # skipped if bind() fails, but then we exit anyway
-    try:  # from here on, the path is ours to remove
+    try:  # from here on, a failure removes the path (clear_path() spares what is in use)
         if path is not None:
             attempt(f"cannot set owner or mode of {where}", set_owner, path, mode, owner, fd_dir)
         backlog = INT_MAX if options.backlog < 0 else options.backlog  # Python turns -1 into 0
         attempt(f"cannot listen on {where}", sock.listen, backlog)
     except Error:
-        sock.close()  # frees an fd for clear_path(): there may be no other left
+        sock.close()  # now it is stale, and clear_path() has an fd to probe it with
         if path is not None:
             with suppress(Error, OSError):  # the first error is the one to report
                 clear_path(path)
         raise
-    if pid_fd is not None:  # not until now: a failed start must not empty a running service's file
+    if pid_fd is not None:  # only now: a failed start must not empty a running service's file
         attempt(f"cannot empty PID file '{options.pid_file}'", os.ftruncate, pid_fd, 0)
     if lock is not None:
         os.close(lock)
@@ -284,7 +284,7 @@ def bind_socket(options: Options, owner: tuple[int, int], fd_dir: Any, pid_fd: A
 def open_pid_file(path: str) -> int:
     """Open or create the PID file and return its fd; refuse a file that is not a PID file."""
     problem = f"cannot open PID file '{path}'"
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK  # a device must not make us hang
     fd: int = attempt(problem, os.open, path, flags, 0o644)
     found, directory = os.fstat(fd), os.stat(os.path.dirname(path) or ".")
     require(stat.S_ISREG(found.st_mode), f"{problem}: not a regular file")
@@ -292,15 +292,15 @@ def open_pid_file(path: str) -> int:
     ours, sticky = found.st_uid == os.geteuid(), directory.st_mode & stat.S_ISVTX
     require(ours or not sticky, f"{problem}: belongs to another user, in a sticky directory")
     content: bytes = attempt(problem, os.pread, fd, 2**20, 0)  # may hold NULs after a crash
-    require(not content.translate(None, b"0123456789 \t\n\0"), f"{problem}: not a PID file")
+    require(not content.strip(b"0123456789 \t\n\0"), f"{problem}: not a PID file")
     return fd
 
 
 def app_environ(php_children: int) -> dict[bytes, bytes]:
     """Return the caller's environment, plus PHP_FCGI_CHILDREN unless php_children is negative."""
-    entries = [b"=".join(item) for item in os.environb.items()]  # PEP 538 may have changed LC_CTYPE
+    entries = [b"=".join(item) for item in os.environb.items()]  # the fallback
     with suppress(OSError), open("/proc/self/environ", "rb") as file:  # may be unreadable
-        entries = file.read().split(b"\0")
+        entries = file.read().split(b"\0")  # without the LC_CTYPE that PEP 538 may have added
     environ: dict[bytes, bytes] = {}
     for entry in entries:
         name, equals, value = entry.partition(b"=")
@@ -340,7 +340,7 @@ def spawn_children(options: Options, popen: Any, kwargs: Any, pid_fd: int | None
             children.append(popen(options.argv, executable=path, start_new_session=True, **kwargs))
     except OSError as error:
         failure = error
-    time.sleep(0.1 if children else 0)  # a single wait for all; the C tool watches only the first
+    time.sleep(0.1 if children else 0)  # one wait for all; the C tool watches only the first
     alive = [child.pid for child in children if child.poll() is None]
     if pid_fd is not None:
         try:
@@ -367,7 +367,7 @@ def spawn_children(options: Options, popen: Any, kwargs: Any, pid_fd: int | None
 def spawn(options: Options) -> int:
     """Start the application and return the exit status; the order of the steps matters."""
     if not options.no_fork:
-        from subprocess import Popen  # slow, so not with -n; must come before a chroot hides it
+        from subprocess import Popen  # slow, so not with -n; import it before a chroot hides it
     uid, gid, user_name = find_user_group("-u", options.user, "-g", options.group)
     owner_uid, owner_gid, _ = find_user_group("-U", options.socket_user, "-G", options.socket_group)
     owner = (owner_uid or uid or -1, owner_gid or gid or -1)  # 0 was refused above; -1: no change
@@ -394,15 +394,15 @@ def spawn(options: Options) -> int:
     if options.cwd is not None:
         attempt(f"cannot chdir to '{options.cwd}'{options.chroot_note}", os.chdir, options.cwd)
     if options.no_fork:
-        for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # by CPython; Popen restores them itself
-            signal.signal(ignored, signal.SIG_DFL)
+        for signum in (signal.SIGPIPE, signal.SIGXFSZ):  # CPython ignores them; Popen resets them
+            signal.signal(signum, signal.SIG_DFL)
         try:
             os.execve(options.program, options.argv, environ)
         except OSError as error:
             signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # stderr may have no reader
             return report_start_error(options, error)
     kwargs = {"stdout": null, "stderr": null, "env": environ, "close_fds": fd_dir is None}
-    return spawn_children(options, Popen, kwargs, pid_fd)  # without fd_dir, Popen closes the fds
+    return spawn_children(options, Popen, kwargs, pid_fd)  # close_fds: see prepare_descriptors()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -410,10 +410,10 @@ def main(argv: list[str] | None = None) -> int:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # let Ctrl-C kill us, without a traceback
     argv = sys.argv[1:] if argv is None else argv
-    first = argv[0][:2] if argv else "-h"  # like getopt, stop at -h even in -help; no arguments: -h
+    first = argv[0][:2] if argv else "-h"  # -help counts as -h, as in getopt; so does no argument
     try:
         require(os.getuid() == os.geteuid(), "will not run set-uid")
-        require(os.getgid() == os.getegid() or os.getuid() == 0, "will not run set-gid")
+        require(os.getgid() == os.getegid() or os.getuid() == 0, "will not run set-gid")  # root may
         given = parse_argv([first] if first in ("-v", "-h", "-?") else argv)
         if not (given["--version"] or given["--help"] or given["-?"]):
             return spawn(check_options(given))
