@@ -283,16 +283,18 @@ def bind_socket(options: Options, owner: tuple[int, int], fd_dir: Any, pid_fd: A
 
 def open_pid_file(path: str) -> int:
     """Open or create the PID file and return its fd; refuse a file that is not a PID file."""
-    problem = f"cannot open PID file '{path}'"
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK  # a device must not make us hang
-    fd: int = attempt(problem, os.open, path, flags, 0o644)
+    what = f"cannot open PID file '{path}'"
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    fd: int = attempt(what, os.open, path, flags, 0o644)  # O_NONBLOCK: devices must not hang us
     found, directory = os.fstat(fd), os.stat(os.path.dirname(path) or ".")
-    require(stat.S_ISREG(found.st_mode), f"{problem}: not a regular file")
-    require(found.st_nlink <= 1, f"{problem}: has another hard link")
+    require(stat.S_ISREG(found.st_mode), f"{what}: not a regular file")
+    require(found.st_nlink <= 1, f"{what}: has another hard link")
     ours, sticky = found.st_uid == os.geteuid(), directory.st_mode & stat.S_ISVTX
-    require(ours or not sticky, f"{problem}: belongs to another user, in a sticky directory")
-    content: bytes = attempt(problem, os.pread, fd, 2**20, 0)  # may hold NULs after a crash
-    require(not content.strip(b"0123456789 \t\n\0"), f"{problem}: not a PID file")
+    require(ours or not sticky, f"{what}: belongs to another user, in a sticky directory")
+    while chunk := attempt(what, os.read, fd, 65536):  # it moves the offset, hence O_APPEND
+        require(
+            not chunk.strip(b"0123456789 \t\n\0"), f"{what}: not a PID file"
+        )  # \0 after a crash
     return fd
 
 

@@ -63,7 +63,7 @@ def test_it_is_complete_and_the_lock_free_before_anything_is_printed(work: Path)
 
 
 LINK = "Too many levels of symbolic links"
-FAR = " " * 70000 + "x"  # more than is read at once
+FAR = " " * 2**21 + "x"  # more than is read at once
 # What stays as it is, "secret" being a file with a number beside it.
 AT_THE_PATH = [
     pytest.param("pid", lambda path: path.write_text("-1"), "not a PID file", id="negative-number"),
