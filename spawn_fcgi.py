@@ -10,7 +10,7 @@ Options:
  -p <port>       TCP port to bind to, 1 to 65535
  -s <path>       Unix domain socket to bind to, at most 107 bytes
  -M <mode>       octal mode of the Unix socket (default: 0660 masked by the umask)
- -C <children>   value of PHP_FCGI_CHILDREN for PHP; if negative, leave it unchanged [default: -1]
+ -C <children>   PHP_FCGI_CHILDREN for PHP; if negative, the variable is left alone [default: -1]
  -F <children>   number of children to fork (ignored with -n) [default: 1]
  -b <backlog>    listen backlog; if negative, the kernel's maximum [default: 1024]
  -P <path>       file to write the PIDs to, one per line (ignored with -n)
@@ -84,7 +84,7 @@ def require(condition: object, message: str) -> None:
 
 
 def say(fd: int, text: str) -> None:
-    """Write one line, ignoring any failure: the fd may be closed or full, or have no reader."""
+    """Write one line, ignoring any failure: the fd may be closed, or a pipe without a reader."""
     with suppress(OSError, UnicodeError):
         os.write(fd, os.fsencode(f"spawn-fcgi: {text.translate(CONTROL_ESCAPES)}\n"))
 
@@ -93,8 +93,8 @@ def run_docopt(words: list[str]) -> dict[str, Any]:
     """Return what docopt makes of these words, or raise an Error that names the offending one."""
     with suppress(DocoptExit):
         return docopt(__doc__, words, False)  # help=False, by position: docopt-ng renamed it
-    # Find the first option that docopt rejects even with an argument; if none, the last lacks one.
-    bad, problem = len(words) - 1, f"{words[-1]} requires an argument"
+    # Try ever longer prefixes, each with a spare argument for its last option to take.
+    bad, problem = len(words) - 1, f"{words[-1]} requires an argument"  # unless one is unknown
     for index, word in enumerate(words):
         if word.startswith("-"):  # only an option can be unknown, and docopt is slow
             try:
@@ -123,22 +123,22 @@ def number(option: str, text: str, low: int, high: int, base: int = 10) -> int:
     with suppress(ValueError):  # not octal, or more digits than int() accepts
         if is_number(text) and low <= int(text, base) <= high:
             return int(text, base)
-    limits = f"{low:o} to {high:o}, in octal" if base == 8 else f"{low} to {high}"
-    raise Error(f"{option}: not a number from {limits}: '{text}'")
+    limits = f"{low:o} to {high:o}" if base == 8 else f"{low} to {high}"
+    raise Error(f"{option}: not {'an octal' if base == 8 else 'a'} number from {limits}: '{text}'")
 
 
 def check_address(given: dict[str, Any]) -> tuple[int, Any, str]:
     """Return the family, the address for bind(), and its printable form, or raise Error."""
     path, port, host = given["-s"], given["-p"], given["-a"]
     require((path is None) != (port is None), "give exactly one of -p and -s")
-    if path is not None:  # sun_path in unix(7) holds 107 bytes and a NUL
+    if path is not None:  # sun_path in unix(7) holds 107 bytes plus a NUL
         require(1 <= len(os.fsencode(path)) <= 107, f"-s: not a path of 1 to 107 bytes: '{path}'")
         return socket.AF_UNIX, path, path
     port = number("-p", port, 1, 65535)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         socket.inet_pton(family, host.partition("%")[0])  # rejects 127.1, unlike getaddrinfo()
-        # This resolves %eth0; passing bytes avoids loading the slow idna codec.
+        # Turn a zone such as %eth0 into its number; a bytes host avoids the slow idna codec.
         found = socket.getaddrinfo(host.encode(), port, family, flags=socket.AI_NUMERICHOST)
     except (OSError, UnicodeError):
         raise Error(f"-a: not a numeric IPv4 or IPv6 address: '{host}'") from None
@@ -149,7 +149,7 @@ def check_options(given: dict[str, Any]) -> Options:
     """Return the checked Options, or raise Error; users and groups are not looked up yet."""
     argv, command, mode = given["argv"], given["-f"], given["-M"]
     require(argv[0] if argv else command, "no FastCGI application given (see spawn-fcgi -h)")
-    options = Options(socket_path=given["-s"], cwd=given["-d"], chroot_note="")  # note: set later
+    options = Options(socket_path=given["-s"], cwd=given["-d"], chroot_note="")  # set by spawn()
     options.program = argv[0] if argv else "/bin/sh"
     options.argv = argv or ["sh", "-c", f"exec {command}"]
     options.family, options.address, options.where = check_address(given)
@@ -170,7 +170,7 @@ def check_options(given: dict[str, Any]) -> Options:
 
 
 def find_user_group(user_option: str, user: Any, group_option: str, group: Any) -> Any:
-    """Return (uid, gid, user name), each None if not given or unknown; refuse root."""
+    """Return (uid, gid, user name), each None if neither given nor found; raise Error for root."""
     uid = gid = name = None
     refusal = "will not run as root" if user_option == "-u" else NO_ROOT_SOCKET
     if group is not None:
@@ -184,9 +184,9 @@ def find_user_group(user_option: str, user: Any, group_option: str, group: Any) 
         uid = number(user_option, user, 0, MAX_ID) if is_number(user) else None
         with suppress(KeyError):  # a number needs no passwd entry; a name without one fails below
             found = pwd.getpwnam(user) if uid is None else pwd.getpwuid(uid)
-            name, uid, gid = found.pw_name, found.pw_uid, found.pw_gid if gid is None else gid
+            name, uid, gid = found.pw_name, found.pw_uid, (found.pw_gid if gid is None else gid)
         require(uid is not None, f"{user_option}: no such user: '{user}'")
-        require(uid != 0 and gid != 0, f"{user_option} {user}: {refusal}")  # gid: its primary group
+        require(uid != 0 and gid != 0, f"{user_option} {user}: {refusal}")  # its primary gid, too
     return uid, gid, name
 
 
@@ -197,9 +197,9 @@ def prepare_descriptors(options: Options) -> tuple[int, int | None]:
         null = attempt("cannot open /dev/null", os.open, "/dev/null", os.O_RDWR)
     with suppress(OSError):  # opened before a chroot hides it; it may be missing or unreadable
         fd_dir = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY)
-    if fd_dir is not None and not options.no_fork:  # without fd_dir, Popen closes them (slow)
+    if fd_dir is not None and not options.no_fork:  # if fd_dir is None, close_fds does this, slowly
         for fd in attempt("cannot list the open descriptors", os.listdir, fd_dir):
-            with suppress(OSError):  # EBADF for listdir's own fd; dup2() later clears it on 0 to 2
+            with suppress(OSError):  # EBADF: listdir's fd; we and Popen will dup2() over 0 to 2
                 fcntl.fcntl(int(fd), fcntl.F_SETFD, fcntl.FD_CLOEXEC)
     return null, fd_dir
 
@@ -218,8 +218,8 @@ def lock_directory(path: str) -> int | None:
 
 
 def clear_path(path: str) -> None:
-    """Remove a stale socket or an empty file, if any; raise OSError or Error if that fails."""
-    with suppress(FileNotFoundError):  # from lstat() or the probe: nothing to remove
+    """Remove a stale socket, or an empty file that reserves the path; raise OSError or Error."""
+    with suppress(FileNotFoundError):  # there is nothing to remove
         found = os.lstat(path)
         if stat.S_ISSOCK(found.st_mode):
             with socket.socket(socket.AF_UNIX) as probe:
@@ -227,7 +227,7 @@ def clear_path(path: str) -> None:
                 code = probe.connect_ex(path)
             if code != errno.ECONNREFUSED:  # if refused, nobody is listening: the socket is stale
                 code = errno.EADDRINUSE if code in (0, errno.EAGAIN) else code  # EAGAIN: queue full
-                raise OSError(code, os.strerror(code))
+                raise OSError(code, os.strerror(code))  # ENOENT makes it a FileNotFoundError
         elif not stat.S_ISREG(found.st_mode) or found.st_size > 0:  # the C tool would delete these
             raise OSError("exists and is not a socket")
         attempt(f"cannot remove {path}", os.unlink, path)
@@ -242,16 +242,16 @@ def set_owner(path: str, mode: int, owner: tuple[int, int], fd_dir: int | None) 
     found = os.fstat(fd)
     missing = mode & ~found.st_mode  # the bits that a default ACL removed
     if not missing and owner == (-1, -1):
-        return  # done; under NFS root_squash the owner is nobody, and the check below would fail
+        return  # no change needed; under NFS root_squash (owner nobody) the check below would fail
     if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
         raise OSError("another file has taken its place")
     if missing:
-        os.chmod(str(fd), mode, dir_fd=fd_dir)  # that is, /proc/self/fd/<fd>
+        os.chmod(str(fd), mode, dir_fd=fd_dir)  # /proc/self/fd/<fd>; fchmod() rejects O_PATH
     os.chown(str(fd), *owner, dir_fd=fd_dir)
 
 
 def bind_socket(options: Options, owner: tuple[int, int], fd_dir: Any, pid_fd: Any) -> None:
-    """Bind, listen, empty the PID file, make the socket fd 0; remove the socket if a step fails."""
+    """Bind and listen (or leave no socket behind), empty the PID file, make the socket fd 0."""
     path, where = options.socket_path, options.where + options.chroot_note
     lock = None if path is None else lock_directory(path)  # held until we listen, or fail and exit
     if path is not None:
@@ -260,16 +260,16 @@ def bind_socket(options: Options, owner: tuple[int, int], fd_dir: Any, pid_fd: A
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     umask = os.umask(0o777)  # it can only be read by setting it
     mode = (0o660 & ~umask) if options.socket_mode is None else options.socket_mode & 0o777
-    os.umask(0o777 & ~mode)  # so bind() gives the socket this mode; of -M, only the rwx bits count
+    os.umask(0o777 & ~mode)  # so bind() gives the socket this mode; only the rwx bits of -M count
     attempt(f"cannot bind to {where}", sock.bind, options.address)
     os.umask(umask)  # skipped if bind() fails, but then we exit anyway
-    try:  # from here on, a failure removes the path (clear_path() spares what is in use)
+    try:  # if either step fails, remove the path, unless another process now listens on it
         if path is not None:
             attempt(f"cannot set owner or mode of {where}", set_owner, path, mode, owner, fd_dir)
         backlog = INT_MAX if options.backlog < 0 else options.backlog  # Python turns -1 into 0
         attempt(f"cannot listen on {where}", sock.listen, backlog)
     except Error:
-        sock.close()  # now it is stale, and clear_path() has an fd to probe it with
+        sock.close()  # makes the path stale, and frees an fd for the probe if the error was EMFILE
         if path is not None:
             with suppress(Error, OSError):  # the first error is the one to report
                 clear_path(path)
@@ -290,11 +290,9 @@ def open_pid_file(path: str) -> int:
     require(stat.S_ISREG(found.st_mode), f"{what}: not a regular file")
     require(found.st_nlink <= 1, f"{what}: has another hard link")
     ours, sticky = found.st_uid == os.geteuid(), directory.st_mode & stat.S_ISVTX
-    require(ours or not sticky, f"{what}: belongs to another user, in a sticky directory")
+    require(ours or not sticky, f"{what}: in a sticky directory and owned by another user")
     while chunk := attempt(what, os.read, fd, 65536):  # it moves the offset, hence O_APPEND
-        require(
-            not chunk.strip(b"0123456789 \t\n\0"), f"{what}: not a PID file"
-        )  # \0 after a crash
+        require(not chunk.strip(b"0123456789 \t\n\0"), f"{what}: not a PID file")  # \0 from a crash
     return fd
 
 
@@ -342,11 +340,11 @@ def spawn_children(options: Options, popen: Any, kwargs: Any, pid_fd: int | None
             children.append(popen(options.argv, executable=path, start_new_session=True, **kwargs))
     except OSError as error:
         failure = error
-    time.sleep(0.1 if children else 0)  # one wait for all; the C tool watches only the first
+    time.sleep(0.1 if children else 0)  # one wait for all; in the C tool, only the first gets one
     alive = [child.pid for child in children if child.poll() is None]
     if pid_fd is not None:
         try:
-            with open(pid_fd, "wb", closefd=False) as file:  # a new root may lack text mode's codec
+            with open(pid_fd, "wb", closefd=False) as file:  # a chroot may hide text mode's codec
                 file.write("\n".join(map(str, alive)).encode())
         except OSError as error:
             say(2, f"cannot write PID file '{options.pid_file}': {error.strerror}")
@@ -412,7 +410,7 @@ def main(argv: list[str] | None = None) -> int:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # let Ctrl-C kill us, without a traceback
     argv = sys.argv[1:] if argv is None else argv
-    first = argv[0][:2] if argv else "-h"  # -help counts as -h, as in getopt; so does no argument
+    first = argv[0][:2] if argv else "-h"  # as in getopt, -help is -h; no arguments also mean -h
     try:
         require(os.getuid() == os.geteuid(), "will not run set-uid")
         require(os.getgid() == os.getegid() or os.getuid() == 0, "will not run set-gid")  # root may

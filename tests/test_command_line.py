@@ -153,7 +153,7 @@ NOT_OF_ROOT = "neither the owner nor the group of the socket may be root"
 # Of the accounts in harness.py: extra is a group only, toor a user only.
 BAD = [
     ("-p", "", "not a number from 1 to 65535", [*NOT_NUMBERS, "0", "-1", "65536", "4294976296"]),
-    ("-M", "-s s", "not a number from 0 to 7777", [*NOT_NUMBERS, "-1", "8", "0o660", "10000"]),
+    ("-M", "-s s", "not an octal number from 0", [*NOT_NUMBERS, "-1", "8", "0o660", "10000"]),
     ("-F", "-s s", f"not a number from 1 to {MAX}:", [*NOT_NUMBERS, "-1", "0", str(MAX + 1)]),
     ("-C", "-s s", f"from {MIN} to {MAX}:", [*NOT_NUMBERS, str(MIN - 1), str(MAX + 1)]),
     ("-b", "-s s", f"from {MIN} to {MAX}:", [*NOT_NUMBERS, str(MIN - 1), str(MAX + 1)]),

@@ -109,7 +109,7 @@ def test_a_strangers_file_in_a_sticky_directory_is_refused(
     work.chmod(mode)
     result = run("-s", work / "s", "-P", work / "pid", "--", "/no/app")
     assert result.status == status, result
-    assert (b"belongs to another user" in result.err) is (status == 255), result
+    assert (b"owned by another user" in result.err) is (status == 255), result
     assert (work / "pid").read_bytes() == left
 
 
