@@ -10,7 +10,7 @@ Options:
  -p <port>       TCP port to bind to, 1 to 65535
  -s <path>       Unix domain socket to bind to, at most 107 bytes
  -M <mode>       octal mode of the Unix socket (default: 0660 masked by the umask)
- -C <children>   PHP_FCGI_CHILDREN for PHP; if negative, the variable is left alone [default: -1]
+ -C <children>   value of PHP_FCGI_CHILDREN for PHP; if negative, it is left alone [default: -1]
  -F <children>   number of children to fork (ignored with -n) [default: 1]
  -b <backlog>    listen backlog; if negative, the kernel's maximum [default: 1024]
  -P <path>       file to write the PIDs to, one per line (ignored with -n)
@@ -84,17 +84,17 @@ def require(condition: object, message: str) -> None:
 
 
 def say(fd: int, text: str) -> None:
-    """Write one line, ignoring any failure: the fd may be closed, or a pipe without a reader."""
+    """Write one line, ignoring any failure: the fd may be closed, or a pipe with no reader."""
     with suppress(OSError, UnicodeError):
         os.write(fd, os.fsencode(f"spawn-fcgi: {text.translate(CONTROL_ESCAPES)}\n"))
 
 
 def run_docopt(words: list[str]) -> dict[str, Any]:
-    """Return what docopt makes of these words, or raise an Error that names the offending one."""
+    """Return what docopt makes of these words, or raise an Error that names the offending word."""
     with suppress(DocoptExit):
         return docopt(__doc__, words, False)  # help=False, by position: docopt-ng renamed it
-    # Try ever longer prefixes, each with a spare argument for its last option to take.
-    bad, problem = len(words) - 1, f"{words[-1]} requires an argument"  # unless one is unknown
+    # DocoptExit does not name the bad word: find the first option that fails even with an argument.
+    bad, problem = len(words) - 1, f"{words[-1]} requires an argument"  # unless the loop finds one
     for index, word in enumerate(words):
         if word.startswith("-"):  # only an option can be unknown, and docopt is slow
             try:
@@ -131,7 +131,7 @@ def check_address(given: dict[str, Any]) -> tuple[int, Any, str]:
     """Return the family, the address for bind(), and its printable form, or raise Error."""
     path, port, host = given["-s"], given["-p"], given["-a"]
     require((path is None) != (port is None), "give exactly one of -p and -s")
-    if path is not None:  # sun_path in unix(7) holds 107 bytes plus a NUL
+    if path is not None:  # see sun_path in unix(7)
         require(1 <= len(os.fsencode(path)) <= 107, f"-s: not a path of 1 to 107 bytes: '{path}'")
         return socket.AF_UNIX, path, path
     port = number("-p", port, 1, 65535)
@@ -149,11 +149,11 @@ def check_options(given: dict[str, Any]) -> Options:
     """Return the checked Options, or raise Error; users and groups are not looked up yet."""
     argv, command, mode = given["argv"], given["-f"], given["-M"]
     require(argv[0] if argv else command, "no FastCGI application given (see spawn-fcgi -h)")
-    options = Options(socket_path=given["-s"], cwd=given["-d"], chroot_note="")  # set by spawn()
+    options = Options(socket_path=given["-s"], cwd=given["-d"], chroot_note="")  # no chroot yet
     options.program = argv[0] if argv else "/bin/sh"
     options.argv = argv or ["sh", "-c", f"exec {command}"]
     options.family, options.address, options.where = check_address(given)
-    options.socket_mode = None if mode is None else number("-M", mode, 0, 0o7777, base=8)
+    options.socket_mode = None if mode is None else number("-M", mode, 0, 0o7777, base=8) & 0o777
     options.backlog = number("-b", given["-b"], INT_MIN, INT_MAX)
     options.children = number("-F", given["-F"], 1, INT_MAX)
     options.php_children = number("-C", given["-C"], INT_MIN, INT_MAX)
@@ -170,23 +170,23 @@ def check_options(given: dict[str, Any]) -> Options:
 
 
 def find_user_group(user_option: str, user: Any, group_option: str, group: Any) -> Any:
-    """Return (uid, gid, user name), each None if neither given nor found; raise Error for root."""
+    """Return (uid, gid, user name), with None for what is unknown; raise Error for root."""
     uid = gid = name = None
     refusal = "will not run as root" if user_option == "-u" else NO_ROOT_SOCKET
-    if group is not None:
-        gid = number(group_option, group, 0, MAX_ID) if is_number(group) else None
-        if gid is None:
-            with suppress(KeyError):
-                gid = grp.getgrnam(group).gr_gid
+    if group is not None and is_number(group):
+        gid = number(group_option, group, 0, MAX_ID)
+    elif group is not None:
+        with suppress(KeyError):
+            gid = grp.getgrnam(group).gr_gid
         require(gid is not None, f"{group_option}: no such group: '{group}'")
-        require(gid != 0, f"{group_option} {group}: {refusal}")
+    require(gid != 0, f"{group_option} {group}: {refusal}")
     if user is not None:
         uid = number(user_option, user, 0, MAX_ID) if is_number(user) else None
-        with suppress(KeyError):  # a number needs no passwd entry; a name without one fails below
+        with suppress(KeyError):  # a number may lack a passwd entry; a name without one fails below
             found = pwd.getpwnam(user) if uid is None else pwd.getpwuid(uid)
-            name, uid, gid = found.pw_name, found.pw_uid, (found.pw_gid if gid is None else gid)
+            uid, gid, name = found.pw_uid, (found.pw_gid if gid is None else gid), found.pw_name
         require(uid is not None, f"{user_option}: no such user: '{user}'")
-        require(uid != 0 and gid != 0, f"{user_option} {user}: {refusal}")  # its primary gid, too
+        require(uid != 0 and gid != 0, f"{user_option} {user}: {refusal}")  # gid may be from passwd
     return uid, gid, name
 
 
@@ -197,15 +197,15 @@ def prepare_descriptors(options: Options) -> tuple[int, int | None]:
         null = attempt("cannot open /dev/null", os.open, "/dev/null", os.O_RDWR)
     with suppress(OSError):  # opened before a chroot hides it; it may be missing or unreadable
         fd_dir = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY)
-    if fd_dir is not None and not options.no_fork:  # if fd_dir is None, close_fds does this, slowly
+    if fd_dir is not None and not options.no_fork:  # without fd_dir, Popen(close_fds=True) does it
         for fd in attempt("cannot list the open descriptors", os.listdir, fd_dir):
-            with suppress(OSError):  # EBADF: listdir's fd; we and Popen will dup2() over 0 to 2
-                fcntl.fcntl(int(fd), fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+            with suppress(OSError):  # EBADF: listdir's own fd is already closed
+                fcntl.fcntl(int(fd), fcntl.F_SETFD, fcntl.FD_CLOEXEC)  # dup2() will undo it on 0-2
     return null, fd_dir
 
 
 def lock_directory(path: str) -> int | None:
-    """Lock path's directory: until we listen, another spawn-fcgi would think our socket stale."""
+    """Lock path's directory: until we listen, our socket looks stale to another spawn-fcgi."""
     fd = None
     with suppress(OSError):  # it may be unreadable, or its file system may not support locks
         fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
@@ -218,16 +218,16 @@ def lock_directory(path: str) -> int | None:
 
 
 def clear_path(path: str) -> None:
-    """Remove a stale socket, or an empty file that reserves the path; raise OSError or Error."""
+    """Remove a stale socket or an empty placeholder file; raise OSError or Error if that fails."""
     with suppress(FileNotFoundError):  # there is nothing to remove
         found = os.lstat(path)
         if stat.S_ISSOCK(found.st_mode):
             with socket.socket(socket.AF_UNIX) as probe:
-                probe.setblocking(False)  # if its queue is full, the C tool would hang
+                probe.setblocking(False)  # if its queue is full, get EAGAIN; the C tool would hang
                 code = probe.connect_ex(path)
             if code != errno.ECONNREFUSED:  # if refused, nobody is listening: the socket is stale
-                code = errno.EADDRINUSE if code in (0, errno.EAGAIN) else code  # EAGAIN: queue full
-                raise OSError(code, os.strerror(code))  # ENOENT makes it a FileNotFoundError
+                code = errno.EADDRINUSE if code in (0, errno.EAGAIN) else code
+                raise OSError(code, os.strerror(code))
         elif not stat.S_ISREG(found.st_mode) or found.st_size > 0:  # the C tool would delete these
             raise OSError("exists and is not a socket")
         attempt(f"cannot remove {path}", os.unlink, path)
@@ -235,41 +235,41 @@ def clear_path(path: str) -> None:
 
 def set_owner(path: str, mode: int, owner: tuple[int, int], fd_dir: int | None) -> None:
     """Set the owner of the socket, and restore its mode if a default ACL has narrowed it."""
-    if fd_dir is None or not hasattr(os, "O_PATH"):  # the mode stays: chmod(2) would follow a link
+    if fd_dir is None or not hasattr(os, "O_PATH"):  # no safe chmod(): a link could redirect it
         os.chown(path, *owner, follow_symlinks=False)
         return
     fd = os.open(path, os.O_PATH | os.O_NOFOLLOW)  # this file, even if the path is replaced
     found = os.fstat(fd)
     missing = mode & ~found.st_mode  # the bits that a default ACL removed
     if not missing and owner == (-1, -1):
-        return  # no change needed; under NFS root_squash (owner nobody) the check below would fail
+        return  # nothing to do, even if NFS root_squash makes "nobody" the owner
     if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
         raise OSError("another file has taken its place")
     if missing:
-        os.chmod(str(fd), mode, dir_fd=fd_dir)  # /proc/self/fd/<fd>; fchmod() rejects O_PATH
+        os.chmod(str(fd), mode, dir_fd=fd_dir)  # that is, /proc/self/fd/<fd>
     os.chown(str(fd), *owner, dir_fd=fd_dir)
 
 
 def bind_socket(options: Options, owner: tuple[int, int], fd_dir: Any, pid_fd: Any) -> None:
-    """Bind and listen (or leave no socket behind), empty the PID file, make the socket fd 0."""
+    """Bind and listen (or leave no socket behind), empty the PID file, and make the socket fd 0."""
     path, where = options.socket_path, options.where + options.chroot_note
-    lock = None if path is None else lock_directory(path)  # held until we listen, or fail and exit
+    lock = None if path is None else lock_directory(path)  # held until we listen
     if path is not None:
         attempt(f"cannot bind to {where}", clear_path, path)
     sock: socket.socket = attempt(f"cannot bind to {where}", socket.socket, options.family)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     umask = os.umask(0o777)  # it can only be read by setting it
-    mode = (0o660 & ~umask) if options.socket_mode is None else options.socket_mode & 0o777
-    os.umask(0o777 & ~mode)  # so bind() gives the socket this mode; only the rwx bits of -M count
+    mode = (0o660 & ~umask) if options.socket_mode is None else options.socket_mode
+    os.umask(0o777 & ~mode)  # bind() creates the socket with this mode
     attempt(f"cannot bind to {where}", sock.bind, options.address)
-    os.umask(umask)  # skipped if bind() fails, but then we exit anyway
-    try:  # if either step fails, remove the path, unless another process now listens on it
+    os.umask(umask)
+    try:
         if path is not None:
             attempt(f"cannot set owner or mode of {where}", set_owner, path, mode, owner, fd_dir)
         backlog = INT_MAX if options.backlog < 0 else options.backlog  # Python turns -1 into 0
         attempt(f"cannot listen on {where}", sock.listen, backlog)
     except Error:
-        sock.close()  # makes the path stale, and frees an fd for the probe if the error was EMFILE
+        sock.close()  # makes the path stale, and frees an fd for clear_path()
         if path is not None:
             with suppress(Error, OSError):  # the first error is the one to report
                 clear_path(path)
@@ -285,13 +285,13 @@ def open_pid_file(path: str) -> int:
     """Open or create the PID file and return its fd; refuse a file that is not a PID file."""
     what = f"cannot open PID file '{path}'"
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-    fd: int = attempt(what, os.open, path, flags, 0o644)  # O_NONBLOCK: devices must not hang us
-    found, directory = os.fstat(fd), os.stat(os.path.dirname(path) or ".")
+    fd: int = attempt(what, os.open, path, flags, 0o644)  # O_NONBLOCK: do not hang on a device
+    found, directory = os.fstat(fd), attempt(what, os.stat, os.path.dirname(path) or ".")
     require(stat.S_ISREG(found.st_mode), f"{what}: not a regular file")
     require(found.st_nlink <= 1, f"{what}: has another hard link")
     ours, sticky = found.st_uid == os.geteuid(), directory.st_mode & stat.S_ISVTX
     require(ours or not sticky, f"{what}: in a sticky directory and owned by another user")
-    while chunk := attempt(what, os.read, fd, 65536):  # it moves the offset, hence O_APPEND
+    while chunk := attempt(what, os.read, fd, 65536):  # reading moves the offset, hence O_APPEND
         require(not chunk.strip(b"0123456789 \t\n\0"), f"{what}: not a PID file")  # \0 from a crash
     return fd
 
@@ -330,9 +330,9 @@ def report_start_error(options: Options, error: OSError) -> int:
 
 
 def spawn_children(options: Options, popen: Any, kwargs: Any, pid_fd: int | None) -> int:
-    """Call popen (see spawn()) for each child, watch them, write the PID file; return a status."""
+    """Start the children with subprocess.Popen, watch them, write the PID file; return a status."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if ignored, exit statuses are lost
-    path = options.program if "/" in options.program else f"./{options.program}"  # skip PATH
+    path = options.program if "/" in options.program else f"./{options.program}"  # no PATH search
     children: list[Any] = []  # they inherit fd 0, the socket
     failure = None
     try:
@@ -340,7 +340,7 @@ def spawn_children(options: Options, popen: Any, kwargs: Any, pid_fd: int | None
             children.append(popen(options.argv, executable=path, start_new_session=True, **kwargs))
     except OSError as error:
         failure = error
-    time.sleep(0.1 if children else 0)  # one wait for all; in the C tool, only the first gets one
+    time.sleep(0.1 if children else 0)  # once for all children; the C tool waits only for the first
     alive = [child.pid for child in children if child.poll() is None]
     if pid_fd is not None:
         try:
@@ -348,7 +348,7 @@ def spawn_children(options: Options, popen: Any, kwargs: Any, pid_fd: int | None
                 file.write("\n".join(map(str, alive)).encode())
         except OSError as error:
             say(2, f"cannot write PID file '{options.pid_file}': {error.strerror}")
-            os.ftruncate(pid_fd, 0)  # a truncated PID might belong to another process
+            attempt("cannot empty it", os.ftruncate, pid_fd, 0)  # half a PID would be a wrong PID
     for pid in alive:
         say(1, f"child spawned successfully: PID: {pid}")
     ended = [child.returncode for child in children if child.returncode is not None]
@@ -378,14 +378,14 @@ def spawn(options: Options) -> int:
     pid_fd = None if options.pid_file is None else open_pid_file(options.pid_file)
     if options.socket_before_chroot:
         bind_socket(options, owner, fd_dir, pid_fd)
-    if gid is not None:  # before the chroot, which may hide /etc/group; setuid() comes last
+    if gid is not None:  # groups before the user: setuid() takes away the right to set them
         attempt(f"cannot change to group {gid}", os.setgid, gid)
         attempt("cannot drop the supplementary groups", os.setgroups, [])
-    if user_name is not None:  # then gid is known, too
+    if user_name is not None:  # before the chroot, which may hide /etc/group
         attempt(f"cannot set the groups of {user_name}", os.initgroups, user_name, gid)
     if options.new_root is not None:
         attempt(f"cannot chroot to '{options.new_root}'", os.chroot, options.new_root)
-        os.chdir("/")
+        attempt("cannot chdir to the new root", os.chdir, "/")
         options.chroot_note = f" in the new root {options.new_root}"  # for messages
     if not options.socket_before_chroot:
         bind_socket(options, owner, fd_dir, pid_fd)
@@ -402,7 +402,7 @@ def spawn(options: Options) -> int:
             signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # stderr may have no reader
             return report_start_error(options, error)
     kwargs = {"stdout": null, "stderr": null, "env": environ, "close_fds": fd_dir is None}
-    return spawn_children(options, Popen, kwargs, pid_fd)  # close_fds: see prepare_descriptors()
+    return spawn_children(options, Popen, kwargs, pid_fd)  # close_fds: if they could not be marked
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -410,10 +410,10 @@ def main(argv: list[str] | None = None) -> int:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # let Ctrl-C kill us, without a traceback
     argv = sys.argv[1:] if argv is None else argv
-    first = argv[0][:2] if argv else "-h"  # as in getopt, -help is -h; no arguments also mean -h
+    first = argv[0][:2] if argv else "-h"  # "-help" is -h, as in getopt; "--help" is left to docopt
     try:
         require(os.getuid() == os.geteuid(), "will not run set-uid")
-        require(os.getgid() == os.getegid() or os.getuid() == 0, "will not run set-gid")  # root may
+        require(os.getuid() == 0 or os.getgid() == os.getegid(), "will not run set-gid")
         given = parse_argv([first] if first in ("-v", "-h", "-?") else argv)
         if not (given["--version"] or given["--help"] or given["-?"]):
             return spawn(check_options(given))
