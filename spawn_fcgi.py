@@ -4,17 +4,17 @@
 Usage: spawn-fcgi [options]... [--] [<fcgiapp> [<arg>...]]
 
 Options:
- -f <command>    shell command to run with /bin/sh (ignored if <fcgiapp> is given)
+ -f <command>    shell command for /bin/sh (ignored if <fcgiapp> is given)
  -d <directory>  change to this directory before spawning
- -a <address>    IPv4 or IPv6 address to bind to, not a host name [default: 0.0.0.0]
+ -a <address>    IPv4 or IPv6 address, not a host name [default: 0.0.0.0]
  -p <port>       TCP port to bind to, 1 to 65535
  -s <path>       Unix domain socket to bind to, at most 107 bytes
- -M <mode>       octal mode of the Unix socket (default: 0660 masked by the umask)
- -C <children>   value of PHP_FCGI_CHILDREN for PHP; if negative, it is left alone [default: -1]
+ -M <mode>       octal mode of the Unix socket (default: 0660 masked by umask)
+ -C <children>   set PHP_FCGI_CHILDREN; below 0, leave it alone [default: -1]
  -F <children>   number of children to fork (ignored with -n) [default: 1]
- -b <backlog>    listen backlog; if negative, the kernel's maximum [default: 1024]
+ -b <backlog>    listen backlog; below 0, the kernel's maximum [default: 1024]
  -P <path>       file to write the PIDs to, one per line (ignored with -n)
- -n              do not fork: become the application (for runit, systemd, containers)
+ -n              do not fork: become the application (for runit, systemd)
  -v, --version   print the version and exit
  -?              print this help and exit
  -h, --help      print this help and exit
@@ -23,9 +23,9 @@ Options for root only:
  -c <directory>  chroot to this directory
  -S              create the socket before the chroot, outside the new root
  -u <user>       user to run as, by name or number
- -g <group>      group to run as (default: primary group of the -u user)
- -U <user>       owner of the Unix socket (default: same as -u)
- -G <group>      group of the Unix socket (default: primary group of the -U user, else same as -g)
+ -g <group>      group to run as (default: primary group of -u)
+ -U <user>       owner of the socket (default: same as -u)
+ -G <group>      group of the socket (default: group of -U, else same as -g)
 
 Example: spawn-fcgi -a 127.0.0.1 -p 9000 -F 4 -- ./app.fcgi
 See spawn-fcgi(1) and spawn-fcgi-recipes(7).
@@ -123,8 +123,8 @@ def number(option: str, text: str, low: int, high: int, base: int = 10) -> int:
     with suppress(ValueError):  # not octal, or more digits than int() accepts
         if is_number(text) and low <= int(text, base) <= high:
             return int(text, base)
-    limits = f"{low:o} to {high:o}" if base == 8 else f"{low} to {high}"
-    raise Error(f"{option}: not {'an octal' if base == 8 else 'a'} number from {limits}: '{text}'")
+    limits = f"{low:o} to {high:o} (octal)" if base == 8 else f"{low} to {high}"
+    raise Error(f"{option}: not a number from {limits}: '{text}'")
 
 
 def check_address(given: dict[str, Any]) -> tuple[int, Any, str]:
@@ -191,7 +191,7 @@ def find_user_group(user_option: str, user: Any, group_option: str, group: Any) 
 
 
 def prepare_descriptors(options: Options) -> tuple[int, int | None]:
-    """Return fds of /dev/null and /proc/self/fd (or None); without -n, mark all close-on-exec."""
+    """Return fds of /dev/null and, if any, /proc/self/fd; unless -n, mark all fds close-on-exec."""
     null, fd_dir = -1, None
     while null <= 2:  # fill fds 0 to 2 if closed, so that later opens do not land there
         null = attempt("cannot open /dev/null", os.open, "/dev/null", os.O_RDWR)
@@ -242,7 +242,7 @@ def set_owner(path: str, mode: int, owner: tuple[int, int], fd_dir: int | None) 
     found = os.fstat(fd)
     missing = mode & ~found.st_mode  # the bits that a default ACL removed
     if not missing and owner == (-1, -1):
-        return  # nothing to do, even if NFS root_squash makes "nobody" the owner
+        return  # nothing to do; the check below would fail on NFS with root_squash
     if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
         raise OSError("another file has taken its place")
     if missing:
@@ -251,7 +251,7 @@ def set_owner(path: str, mode: int, owner: tuple[int, int], fd_dir: int | None) 
 
 
 def bind_socket(options: Options, owner: tuple[int, int], fd_dir: Any, pid_fd: Any) -> None:
-    """Bind and listen (or leave no socket behind), empty the PID file, and make the socket fd 0."""
+    """Bind and listen, or leave no socket; then empty the PID file and make the socket fd 0."""
     path, where = options.socket_path, options.where + options.chroot_note
     lock = None if path is None else lock_directory(path)  # held until we listen
     if path is not None:
@@ -269,7 +269,7 @@ def bind_socket(options: Options, owner: tuple[int, int], fd_dir: Any, pid_fd: A
         backlog = INT_MAX if options.backlog < 0 else options.backlog  # Python turns -1 into 0
         attempt(f"cannot listen on {where}", sock.listen, backlog)
     except Error:
-        sock.close()  # makes the path stale, and frees an fd for clear_path()
+        sock.close()  # frees an fd for clear_path()
         if path is not None:
             with suppress(Error, OSError):  # the first error is the one to report
                 clear_path(path)
@@ -346,9 +346,9 @@ def spawn_children(options: Options, popen: Any, kwargs: Any, pid_fd: int | None
         try:
             with open(pid_fd, "wb", closefd=False) as file:  # a chroot may hide text mode's codec
                 file.write("\n".join(map(str, alive)).encode())
-        except OSError as error:
+        except OSError as error:  # leave nothing: half a PID would be a wrong PID
             say(2, f"cannot write PID file '{options.pid_file}': {error.strerror}")
-            attempt("cannot empty it", os.ftruncate, pid_fd, 0)  # half a PID would be a wrong PID
+            attempt(f"cannot empty PID file '{options.pid_file}'", os.ftruncate, pid_fd, 0)
     for pid in alive:
         say(1, f"child spawned successfully: PID: {pid}")
     ended = [child.returncode for child in children if child.returncode is not None]
@@ -402,7 +402,7 @@ def spawn(options: Options) -> int:
             signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # stderr may have no reader
             return report_start_error(options, error)
     kwargs = {"stdout": null, "stderr": null, "env": environ, "close_fds": fd_dir is None}
-    return spawn_children(options, Popen, kwargs, pid_fd)  # close_fds: if they could not be marked
+    return spawn_children(options, Popen, kwargs, pid_fd)  # close_fds is needed only without fd_dir
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -167,8 +167,6 @@ STREAMS = [
     pytest.param(2, "unread", "-- /bin/sh -c 'exit 3'", 3, 0, id="unread-stderr-of-a-dead-child"),
     pytest.param(2, "closed", "-n -- /no/app", 2, 0, id="closed-stderr-without-a-fork"),
     pytest.param(2, "unread", "-n -- /no/app", 2, 0, id="unread-stderr-without-a-fork"),
-    pytest.param(2, "closed", "-- /no/app", 2, 0, id="closed-stderr-of-a-failed-exec"),
-    pytest.param(2, "unread", "-d missing -- /bin/sleep 60", 255, 0, id="unread-stderr-of-a-step"),
 ]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import harness
 import pytest
-from harness import NOBODY, SLEEP, Make, Result, assert_refused, nothing, run, snapshot
+from harness import NOBODY, SLEEP, Make, Result, assert_refused, run, snapshot
 
 HOSTILE = pytest.mark.hostile
 F_GETPIPE_SZ = 1032  # in fcntl since Python 3.10
@@ -72,7 +72,6 @@ AT_THE_PATH = [
     pytest.param("pid", lambda path: path.symlink_to("secret"), LINK, id="link", marks=HOSTILE),
     pytest.param("pid", lambda path: os.link(path.with_name("secret"), path), "another hard link",
                  id="hard-link", marks=HOSTILE),
-    pytest.param("", nothing, "No such file or directory", id="no-name"),
 ]  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import stat
 import struct
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from socket import AF_UNIX, SOCK_DGRAM, SOCK_STREAM, socket
 from typing import Any
@@ -144,9 +144,7 @@ AT_THE_PATH = [
     pytest.param("s", lambda path: path.write_text("x"), NOT_A_SOCKET, id="file-with-content"),
     pytest.param("s", lambda path: path.symlink_to("stale"), NOT_A_SOCKET, id="link-to-a-socket"),
     pytest.param("s", os.mkfifo, NOT_A_SOCKET, id="FIFO"),
-    pytest.param("fifo/s", lambda path: os.mkfifo(path.parent), "Not a directory",
-                 id="in-a-FIFO", marks=HOSTILE),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("path", "make", "reason"), AT_THE_PATH)
@@ -225,6 +223,19 @@ def locked(directory: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
+
+
+def test_the_directory_is_locked_until_the_socket_listens(work: Path) -> None:
+    stops = []
+
+    def look() -> None:
+        if (work / "s").is_socket() and not harness.connects(work / "s"):
+            stops.append("locked")
+            with suppress(BlockingIOError), locked(work):
+                stops.append("free")
+
+    harness.step_through(look, "-s", "s", "-n", "--", "./missing", cwd=work)
+    assert {*stops} == {"locked"}, "while another start would take the socket for a stale one"
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o333], ids=["held", "held-where-nobody-can-read"])

@@ -46,7 +46,7 @@ README = [
         { sleep 1; kill -CONT $(pgrep python3); } >/dev/null 2>&1 &  # they end late"""),
     Step("Stop them, and wait until they are gone", after="pgrep python3 && exit 1; true"),
     Step("Start PHP as the user app, on a Unix socket that only www-data can use", 5, "php-cgi"),
-    Step("In a run script, end with a line that becomes the application", 1, "python3", after="""
+    Step("In a supervisor's run script, make this the last line", 1, "python3", after="""
         kill $(pgrep python3)
         sed -i 's/^    while True:/    os.write(2, b"serving")\\n&/' /srv/app/app.fcgi
         grep serving /srv/app/app.fcgi"""),
