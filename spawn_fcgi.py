@@ -10,7 +10,7 @@ Options:
  -p <port>       TCP port to bind to, 1 to 65535
  -s <path>       Unix domain socket to bind to, at most 107 bytes
  -M <mode>       octal mode of the Unix socket (default: 0660 masked by umask)
- -C <children>   set PHP_FCGI_CHILDREN; below 0, leave it alone [default: -1]
+ -C <children>   set PHP_FCGI_CHILDREN, unless negative [default: -1]
  -F <children>   number of children to fork (ignored with -n) [default: 1]
  -b <backlog>    listen backlog; below 0, the kernel's maximum [default: 1024]
  -P <path>       file to write the PIDs to, one per line (ignored with -n)
@@ -94,7 +94,7 @@ def run_docopt(words: list[str]) -> dict[str, Any]:
     with suppress(DocoptExit):
         return docopt(__doc__, words, False)  # help=False, by position: docopt-ng renamed it
     # DocoptExit does not name the bad word: find the first option that fails even with an argument.
-    bad, problem = len(words) - 1, f"{words[-1]} requires an argument"  # unless the loop finds one
+    bad, problem = len(words) - 1, f"{words[-1]} requires an argument"  # if every option is known
     for index, word in enumerate(words):
         if word.startswith("-"):  # only an option can be unknown, and docopt is slow
             try:
@@ -147,7 +147,7 @@ def check_address(given: dict[str, Any]) -> tuple[int, Any, str]:
 
 def check_options(given: dict[str, Any]) -> Options:
     """Return the checked Options, or raise Error; users and groups are not looked up yet."""
-    argv, command, mode = given["argv"], given["-f"], given["-M"]
+    argv, command, mode = given["argv"], given["-f"], given["-M"]  # -M: bits above 0777 dropped
     require(argv[0] if argv else command, "no FastCGI application given (see spawn-fcgi -h)")
     options = Options(socket_path=given["-s"], cwd=given["-d"], chroot_note="")  # no chroot yet
     options.program = argv[0] if argv else "/bin/sh"
@@ -170,7 +170,7 @@ def check_options(given: dict[str, Any]) -> Options:
 
 
 def find_user_group(user_option: str, user: Any, group_option: str, group: Any) -> Any:
-    """Return (uid, gid, user name), with None for what is unknown; raise Error for root."""
+    """Return (uid, gid, user name), with None for anything unknown; raise Error for root."""
     uid = gid = name = None
     refusal = "will not run as root" if user_option == "-u" else NO_ROOT_SOCKET
     if group is not None and is_number(group):
@@ -191,13 +191,13 @@ def find_user_group(user_option: str, user: Any, group_option: str, group: Any) 
 
 
 def prepare_descriptors(options: Options) -> tuple[int, int | None]:
-    """Return fds of /dev/null and, if any, /proc/self/fd; unless -n, mark all fds close-on-exec."""
+    """Open /dev/null and, if possible, /proc/self/fd; unless -n, mark all fds close-on-exec."""
     null, fd_dir = -1, None
     while null <= 2:  # fill fds 0 to 2 if closed, so that later opens do not land there
         null = attempt("cannot open /dev/null", os.open, "/dev/null", os.O_RDWR)
     with suppress(OSError):  # opened before a chroot hides it; it may be missing or unreadable
         fd_dir = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY)
-    if fd_dir is not None and not options.no_fork:  # without fd_dir, Popen(close_fds=True) does it
+    if fd_dir is not None and not options.no_fork:  # close_fds is slow where a chroot hides /proc
         for fd in attempt("cannot list the open descriptors", os.listdir, fd_dir):
             with suppress(OSError):  # EBADF: listdir's own fd is already closed
                 fcntl.fcntl(int(fd), fcntl.F_SETFD, fcntl.FD_CLOEXEC)  # dup2() will undo it on 0-2
@@ -223,7 +223,7 @@ def clear_path(path: str) -> None:
         found = os.lstat(path)
         if stat.S_ISSOCK(found.st_mode):
             with socket.socket(socket.AF_UNIX) as probe:
-                probe.setblocking(False)  # if its queue is full, get EAGAIN; the C tool would hang
+                probe.setblocking(False)  # a full queue gives EAGAIN; the C tool would hang
                 code = probe.connect_ex(path)
             if code != errno.ECONNREFUSED:  # if refused, nobody is listening: the socket is stale
                 code = errno.EADDRINUSE if code in (0, errno.EAGAIN) else code
@@ -235,7 +235,7 @@ def clear_path(path: str) -> None:
 
 def set_owner(path: str, mode: int, owner: tuple[int, int], fd_dir: int | None) -> None:
     """Set the owner of the socket, and restore its mode if a default ACL has narrowed it."""
-    if fd_dir is None or not hasattr(os, "O_PATH"):  # no safe chmod(): a link could redirect it
+    if fd_dir is None or not hasattr(os, "O_PATH"):  # keep the mode: chmod() may follow a link
         os.chown(path, *owner, follow_symlinks=False)
         return
     fd = os.open(path, os.O_PATH | os.O_NOFOLLOW)  # this file, even if the path is replaced
@@ -269,7 +269,7 @@ def bind_socket(options: Options, owner: tuple[int, int], fd_dir: Any, pid_fd: A
         backlog = INT_MAX if options.backlog < 0 else options.backlog  # Python turns -1 into 0
         attempt(f"cannot listen on {where}", sock.listen, backlog)
     except Error:
-        sock.close()  # frees an fd for clear_path()
+        sock.close()  # clear_path() needs an fd, and they may have run out
         if path is not None:
             with suppress(Error, OSError):  # the first error is the one to report
                 clear_path(path)
@@ -346,7 +346,7 @@ def spawn_children(options: Options, popen: Any, kwargs: Any, pid_fd: int | None
         try:
             with open(pid_fd, "wb", closefd=False) as file:  # a chroot may hide text mode's codec
                 file.write("\n".join(map(str, alive)).encode())
-        except OSError as error:  # leave nothing: half a PID would be a wrong PID
+        except OSError as error:  # then empty it: half a PID is a wrong PID
             say(2, f"cannot write PID file '{options.pid_file}': {error.strerror}")
             attempt(f"cannot empty PID file '{options.pid_file}'", os.ftruncate, pid_fd, 0)
     for pid in alive:
@@ -378,7 +378,7 @@ def spawn(options: Options) -> int:
     pid_fd = None if options.pid_file is None else open_pid_file(options.pid_file)
     if options.socket_before_chroot:
         bind_socket(options, owner, fd_dir, pid_fd)
-    if gid is not None:  # groups before the user: setuid() takes away the right to set them
+    if gid is not None:  # after setuid() we may no longer set them
         attempt(f"cannot change to group {gid}", os.setgid, gid)
         attempt("cannot drop the supplementary groups", os.setgroups, [])
     if user_name is not None:  # before the chroot, which may hide /etc/group
@@ -410,10 +410,10 @@ def main(argv: list[str] | None = None) -> int:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # let Ctrl-C kill us, without a traceback
     argv = sys.argv[1:] if argv is None else argv
-    first = argv[0][:2] if argv else "-h"  # "-help" is -h, as in getopt; "--help" is left to docopt
+    first = argv[0][:2] if argv else "-h"  # as in getopt, "-help" is -h; docopt handles "--help"
     try:
         require(os.getuid() == os.geteuid(), "will not run set-uid")
-        require(os.getuid() == 0 or os.getgid() == os.getegid(), "will not run set-gid")
+        require(os.getuid() == 0 or os.getgid() == os.getegid(), "will not run set-gid")  # as in C
         given = parse_argv([first] if first in ("-v", "-h", "-?") else argv)
         if not (given["--version"] or given["--help"] or given["-?"]):
             return spawn(check_options(given))
