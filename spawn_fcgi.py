@@ -19,7 +19,7 @@ Options:
  -?              print this help and exit
  -h, --help      print this help and exit
 
-Options for root only:
+Root-only options:
  -c <directory>  chroot to this directory
  -S              create the socket before the chroot, outside the new root
  -u <user>       user to run as, by name or number
@@ -93,8 +93,8 @@ def run_docopt(words: list[str]) -> dict[str, Any]:
     """Return what docopt makes of these words, or raise an Error that names the offending word."""
     with suppress(DocoptExit):
         return docopt(__doc__, words, False)  # help=False, by position: docopt-ng renamed it
-    # DocoptExit does not name the bad word: find the first option that fails even with an argument.
-    bad, problem = len(words) - 1, f"{words[-1]} requires an argument"  # if every option is known
+    # DocoptExit names no word: look for the first option that is rejected even with an argument.
+    bad, problem = len(words) - 1, f"{words[-1]} requires an argument"  # holds if none is rejected
     for index, word in enumerate(words):
         if word.startswith("-"):  # only an option can be unknown, and docopt is slow
             try:
@@ -102,7 +102,7 @@ def run_docopt(words: list[str]) -> dict[str, Any]:
             except DocoptExit:
                 bad, problem = index, f"unknown option {word}"
                 break
-    app = docopt(__doc__, words[:bad], False)["<fcgiapp>"]  # every word before the bad one is fine
+    app = docopt(__doc__, words[:bad], False)["<fcgiapp>"]  # every word before it is fine
     hint = "" if app is None else f"; options for {app} go after --"
     raise Error(f"{problem} (see spawn-fcgi -h{hint})")
 
@@ -147,7 +147,7 @@ def check_address(given: dict[str, Any]) -> tuple[int, Any, str]:
 
 def check_options(given: dict[str, Any]) -> Options:
     """Return the checked Options, or raise Error; users and groups are not looked up yet."""
-    argv, command, mode = given["argv"], given["-f"], given["-M"]  # -M: bits above 0777 dropped
+    argv, command, mode = given["argv"], given["-f"], given["-M"]  # -M: bits above 0777 are dropped
     require(argv[0] if argv else command, "no FastCGI application given (see spawn-fcgi -h)")
     options = Options(socket_path=given["-s"], cwd=given["-d"], chroot_note="")  # no chroot yet
     options.program = argv[0] if argv else "/bin/sh"
@@ -159,7 +159,7 @@ def check_options(given: dict[str, Any]) -> Options:
     options.php_children = number("-C", given["-C"], INT_MIN, INT_MAX)
     options.no_fork = bool(given["-n"])
     options.pid_file = None if given["-n"] else given["-P"]
-    root_only = [option for option in ROOT_ONLY if given[option] not in (None, 0)]  # 0: no -S
+    root_only = [option for option in ROOT_ONLY if given[option] not in (None, 0)]  # 0 is no -S
     if os.getuid() != 0 and root_only:
         say(2, f"warning: not root, ignoring {' '.join(root_only)}")
         given.update(dict.fromkeys(root_only))  # sets them to None
@@ -170,7 +170,7 @@ def check_options(given: dict[str, Any]) -> Options:
 
 
 def find_user_group(user_option: str, user: Any, group_option: str, group: Any) -> Any:
-    """Return (uid, gid, user name), with None for anything unknown; raise Error for root."""
+    """Return (uid, gid, user name), each None if not given or not in passwd; refuse root."""
     uid = gid = name = None
     refusal = "will not run as root" if user_option == "-u" else NO_ROOT_SOCKET
     if group is not None and is_number(group):
@@ -186,7 +186,7 @@ def find_user_group(user_option: str, user: Any, group_option: str, group: Any) 
             found = pwd.getpwnam(user) if uid is None else pwd.getpwuid(uid)
             uid, gid, name = found.pw_uid, (found.pw_gid if gid is None else gid), found.pw_name
         require(uid is not None, f"{user_option}: no such user: '{user}'")
-        require(uid != 0 and gid != 0, f"{user_option} {user}: {refusal}")  # gid may be from passwd
+        require(uid != 0 and gid != 0, f"{user_option} {user}: {refusal}")  # gid may be passwd's
     return uid, gid, name
 
 
@@ -197,10 +197,10 @@ def prepare_descriptors(options: Options) -> tuple[int, int | None]:
         null = attempt("cannot open /dev/null", os.open, "/dev/null", os.O_RDWR)
     with suppress(OSError):  # opened before a chroot hides it; it may be missing or unreadable
         fd_dir = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY)
-    if fd_dir is not None and not options.no_fork:  # close_fds is slow where a chroot hides /proc
+    if fd_dir is not None and not options.no_fork:  # Popen's close_fds needs /proc to be fast
         for fd in attempt("cannot list the open descriptors", os.listdir, fd_dir):
             with suppress(OSError):  # EBADF: listdir's own fd is already closed
-                fcntl.fcntl(int(fd), fcntl.F_SETFD, fcntl.FD_CLOEXEC)  # dup2() will undo it on 0-2
+                fcntl.fcntl(int(fd), fcntl.F_SETFD, fcntl.FD_CLOEXEC)  # dup2() undoes it for 0 to 2
     return null, fd_dir
 
 
@@ -218,7 +218,7 @@ def lock_directory(path: str) -> int | None:
 
 
 def clear_path(path: str) -> None:
-    """Remove a stale socket or an empty placeholder file; raise OSError or Error if that fails."""
+    """Remove a stale socket or empty file; raise OSError if in use, or Error from unlink(2)."""
     with suppress(FileNotFoundError):  # there is nothing to remove
         found = os.lstat(path)
         if stat.S_ISSOCK(found.st_mode):
@@ -235,7 +235,7 @@ def clear_path(path: str) -> None:
 
 def set_owner(path: str, mode: int, owner: tuple[int, int], fd_dir: int | None) -> None:
     """Set the owner of the socket, and restore its mode if a default ACL has narrowed it."""
-    if fd_dir is None or not hasattr(os, "O_PATH"):  # keep the mode: chmod() may follow a link
+    if fd_dir is None or not hasattr(os, "O_PATH"):  # leave the mode: chmod() could follow a link
         os.chown(path, *owner, follow_symlinks=False)
         return
     fd = os.open(path, os.O_PATH | os.O_NOFOLLOW)  # this file, even if the path is replaced
@@ -251,7 +251,7 @@ def set_owner(path: str, mode: int, owner: tuple[int, int], fd_dir: int | None) 
 
 
 def bind_socket(options: Options, owner: tuple[int, int], fd_dir: Any, pid_fd: Any) -> None:
-    """Bind and listen, or leave no socket; then empty the PID file and make the socket fd 0."""
+    """Bind and listen, removing the socket on failure; empty the PID file; make the socket fd 0."""
     path, where = options.socket_path, options.where + options.chroot_note
     lock = None if path is None else lock_directory(path)  # held until we listen
     if path is not None:
@@ -269,7 +269,7 @@ def bind_socket(options: Options, owner: tuple[int, int], fd_dir: Any, pid_fd: A
         backlog = INT_MAX if options.backlog < 0 else options.backlog  # Python turns -1 into 0
         attempt(f"cannot listen on {where}", sock.listen, backlog)
     except Error:
-        sock.close()  # clear_path() needs an fd, and they may have run out
+        sock.close()  # clear_path() needs an fd, and there may be none left
         if path is not None:
             with suppress(Error, OSError):  # the first error is the one to report
                 clear_path(path)
@@ -299,7 +299,7 @@ def open_pid_file(path: str) -> int:
 def app_environ(php_children: int) -> dict[bytes, bytes]:
     """Return the caller's environment, plus PHP_FCGI_CHILDREN unless php_children is negative."""
     entries = [b"=".join(item) for item in os.environb.items()]  # the fallback
-    with suppress(OSError), open("/proc/self/environ", "rb") as file:  # may be unreadable
+    with suppress(OSError), open("/proc/self/environ", "rb") as file:  # it may be unreadable
         entries = file.read().split(b"\0")  # without the LC_CTYPE that PEP 538 may have added
     environ: dict[bytes, bytes] = {}
     for entry in entries:
@@ -330,8 +330,8 @@ def report_start_error(options: Options, error: OSError) -> int:
 
 
 def spawn_children(options: Options, popen: Any, kwargs: Any, pid_fd: int | None) -> int:
-    """Start the children with subprocess.Popen, watch them, write the PID file; return a status."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if ignored, exit statuses are lost
+    """Start the children, see which survive 0.1 s, write the PID file; return the exit status."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if it were ignored, exit statuses would be lost
     path = options.program if "/" in options.program else f"./{options.program}"  # no PATH search
     children: list[Any] = []  # they inherit fd 0, the socket
     failure = None
@@ -340,7 +340,7 @@ def spawn_children(options: Options, popen: Any, kwargs: Any, pid_fd: int | None
             children.append(popen(options.argv, executable=path, start_new_session=True, **kwargs))
     except OSError as error:
         failure = error
-    time.sleep(0.1 if children else 0)  # once for all children; the C tool waits only for the first
+    time.sleep(0.1 if children else 0)  # one wait for all; the C tool spends it on the first child
     alive = [child.pid for child in children if child.poll() is None]
     if pid_fd is not None:
         try:
@@ -378,7 +378,7 @@ def spawn(options: Options) -> int:
     pid_fd = None if options.pid_file is None else open_pid_file(options.pid_file)
     if options.socket_before_chroot:
         bind_socket(options, owner, fd_dir, pid_fd)
-    if gid is not None:  # after setuid() we may no longer set them
+    if gid is not None:  # before setuid(), which gives up the right to set groups
         attempt(f"cannot change to group {gid}", os.setgid, gid)
         attempt("cannot drop the supplementary groups", os.setgroups, [])
     if user_name is not None:  # before the chroot, which may hide /etc/group
@@ -394,7 +394,7 @@ def spawn(options: Options) -> int:
     if options.cwd is not None:
         attempt(f"cannot chdir to '{options.cwd}'{options.chroot_note}", os.chdir, options.cwd)
     if options.no_fork:
-        for signum in (signal.SIGPIPE, signal.SIGXFSZ):  # CPython ignores them; Popen resets them
+        for signum in (signal.SIGPIPE, signal.SIGXFSZ):  # CPython ignores these; Popen resets them
             signal.signal(signum, signal.SIG_DFL)
         try:
             os.execve(options.program, options.argv, environ)
@@ -402,7 +402,7 @@ def spawn(options: Options) -> int:
             signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # stderr may have no reader
             return report_start_error(options, error)
     kwargs = {"stdout": null, "stderr": null, "env": environ, "close_fds": fd_dir is None}
-    return spawn_children(options, Popen, kwargs, pid_fd)  # close_fds is needed only without fd_dir
+    return spawn_children(options, Popen, kwargs, pid_fd)  # with fd_dir, all fds close on exec
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -413,7 +413,7 @@ def main(argv: list[str] | None = None) -> int:
     first = argv[0][:2] if argv else "-h"  # as in getopt, "-help" is -h; docopt handles "--help"
     try:
         require(os.getuid() == os.geteuid(), "will not run set-uid")
-        require(os.getuid() == 0 or os.getgid() == os.getegid(), "will not run set-gid")  # as in C
+        require(os.getuid() == 0 or os.getgid() == os.getegid(), "will not run set-gid")  # root may
         given = parse_argv([first] if first in ("-v", "-h", "-?") else argv)
         if not (given["--version"] or given["--help"] or given["-?"]):
             return spawn(check_options(given))
