@@ -12,7 +12,7 @@ Options:
  -M <mode>       octal mode of the Unix socket (default: 0660 masked by umask)
  -C <children>   set PHP_FCGI_CHILDREN, unless negative [default: -1]
  -F <children>   number of children to fork (ignored with -n) [default: 1]
- -b <backlog>    listen backlog; below 0, the kernel's maximum [default: 1024]
+ -b <backlog>    listen backlog (negative: the kernel's maximum) [default: 1024]
  -P <path>       file to write the PIDs to, one per line (ignored with -n)
  -n              do not fork: become the application (for runit, systemd)
  -v, --version   print the version and exit
@@ -25,7 +25,7 @@ Root-only options:
  -u <user>       user to run as, by name or number
  -g <group>      group to run as (default: primary group of -u)
  -U <user>       owner of the socket (default: same as -u)
- -G <group>      group of the socket (default: group of -U, else same as -g)
+ -G <group>      group of the socket (default: primary group of -U, else as -g)
 
 Example: spawn-fcgi -a 127.0.0.1 -p 9000 -F 4 -- ./app.fcgi
 See spawn-fcgi(1) and spawn-fcgi-recipes(7).
@@ -94,7 +94,7 @@ def run_docopt(words: list[str]) -> dict[str, Any]:
     with suppress(DocoptExit):
         return docopt(__doc__, words, False)  # help=False, by position: docopt-ng renamed it
     # DocoptExit names no word: look for the first option that is rejected even with an argument.
-    bad, problem = len(words) - 1, f"{words[-1]} requires an argument"  # holds if none is rejected
+    bad, problem = len(words) - 1, f"{words[-1]} requires an argument"  # unless one is rejected
     for index, word in enumerate(words):
         if word.startswith("-"):  # only an option can be unknown, and docopt is slow
             try:
@@ -159,7 +159,7 @@ def check_options(given: dict[str, Any]) -> Options:
     options.php_children = number("-C", given["-C"], INT_MIN, INT_MAX)
     options.no_fork = bool(given["-n"])
     options.pid_file = None if given["-n"] else given["-P"]
-    root_only = [option for option in ROOT_ONLY if given[option] not in (None, 0)]  # 0 is no -S
+    root_only = [option for option in ROOT_ONLY if given[option] not in (None, 0)]  # 0: no -S
     if os.getuid() != 0 and root_only:
         say(2, f"warning: not root, ignoring {' '.join(root_only)}")
         given.update(dict.fromkeys(root_only))  # sets them to None
@@ -170,7 +170,7 @@ def check_options(given: dict[str, Any]) -> Options:
 
 
 def find_user_group(user_option: str, user: Any, group_option: str, group: Any) -> Any:
-    """Return (uid, gid, user name), each None if not given or not in passwd; refuse root."""
+    """Return (uid, gid, user name), None if no option or passwd entry gives it; refuse root."""
     uid = gid = name = None
     refusal = "will not run as root" if user_option == "-u" else NO_ROOT_SOCKET
     if group is not None and is_number(group):
@@ -186,7 +186,7 @@ def find_user_group(user_option: str, user: Any, group_option: str, group: Any) 
             found = pwd.getpwnam(user) if uid is None else pwd.getpwuid(uid)
             uid, gid, name = found.pw_uid, (found.pw_gid if gid is None else gid), found.pw_name
         require(uid is not None, f"{user_option}: no such user: '{user}'")
-        require(uid != 0 and gid != 0, f"{user_option} {user}: {refusal}")  # gid may be passwd's
+        require(uid != 0 and gid != 0, f"{user_option} {user}: {refusal}")  # gid may be from passwd
     return uid, gid, name
 
 
@@ -218,7 +218,7 @@ def lock_directory(path: str) -> int | None:
 
 
 def clear_path(path: str) -> None:
-    """Remove a stale socket or empty file; raise OSError if in use, or Error from unlink(2)."""
+    """Unlink a stale socket or empty file; raise OSError for anything else, Error if that fails."""
     with suppress(FileNotFoundError):  # there is nothing to remove
         found = os.lstat(path)
         if stat.S_ISSOCK(found.st_mode):
@@ -269,7 +269,7 @@ def bind_socket(options: Options, owner: tuple[int, int], fd_dir: Any, pid_fd: A
         backlog = INT_MAX if options.backlog < 0 else options.backlog  # Python turns -1 into 0
         attempt(f"cannot listen on {where}", sock.listen, backlog)
     except Error:
-        sock.close()  # clear_path() needs an fd, and there may be none left
+        sock.close()  # clear_path() opens a socket, and this may be the only fd to spare
         if path is not None:
             with suppress(Error, OSError):  # the first error is the one to report
                 clear_path(path)
@@ -336,7 +336,7 @@ def spawn_children(options: Options, popen: Any, kwargs: Any, pid_fd: int | None
     children: list[Any] = []  # they inherit fd 0, the socket
     failure = None
     try:
-        while len(children) < options.children:
+        for _ in range(options.children):
             children.append(popen(options.argv, executable=path, start_new_session=True, **kwargs))
     except OSError as error:
         failure = error
@@ -402,7 +402,7 @@ def spawn(options: Options) -> int:
             signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # stderr may have no reader
             return report_start_error(options, error)
     kwargs = {"stdout": null, "stderr": null, "env": environ, "close_fds": fd_dir is None}
-    return spawn_children(options, Popen, kwargs, pid_fd)  # with fd_dir, all fds close on exec
+    return spawn_children(options, Popen, kwargs, pid_fd)  # close_fds: see prepare_descriptors()
 
 
 def main(argv: list[str] | None = None) -> int:
