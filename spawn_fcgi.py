@@ -94,7 +94,7 @@ def run_docopt(words: list[str]) -> dict[str, Any]:
     with suppress(DocoptExit):
         return docopt(__doc__, words, False)  # help=False, by position: docopt-ng renamed it
     # DocoptExit names no word: look for the first option that is rejected even with an argument.
-    bad, problem = len(words) - 1, f"{words[-1]} requires an argument"  # unless one is rejected
+    bad, problem = len(words) - 1, f"{words[-1]} requires an argument"  # if none is rejected
     for index, word in enumerate(words):
         if word.startswith("-"):  # only an option can be unknown, and docopt is slow
             try:
@@ -102,7 +102,7 @@ def run_docopt(words: list[str]) -> dict[str, Any]:
             except DocoptExit:
                 bad, problem = index, f"unknown option {word}"
                 break
-    app = docopt(__doc__, words[:bad], False)["<fcgiapp>"]  # every word before it is fine
+    app = docopt(__doc__, words[:bad], False)["<fcgiapp>"]  # all words before it are valid
     hint = "" if app is None else f"; options for {app} go after --"
     raise Error(f"{problem} (see spawn-fcgi -h{hint})")
 
@@ -197,7 +197,7 @@ def prepare_descriptors(options: Options) -> tuple[int, int | None]:
         null = attempt("cannot open /dev/null", os.open, "/dev/null", os.O_RDWR)
     with suppress(OSError):  # opened before a chroot hides it; it may be missing or unreadable
         fd_dir = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY)
-    if fd_dir is not None and not options.no_fork:  # Popen's close_fds needs /proc to be fast
+    if fd_dir is not None and not options.no_fork:  # Popen's close_fds is slow without /proc
         for fd in attempt("cannot list the open descriptors", os.listdir, fd_dir):
             with suppress(OSError):  # EBADF: listdir's own fd is already closed
                 fcntl.fcntl(int(fd), fcntl.F_SETFD, fcntl.FD_CLOEXEC)  # dup2() undoes it for 0 to 2
@@ -218,7 +218,7 @@ def lock_directory(path: str) -> int | None:
 
 
 def clear_path(path: str) -> None:
-    """Unlink a stale socket or empty file; raise OSError for anything else, Error if that fails."""
+    """Unlink a stale socket or empty file, or raise Error; raise OSError for anything else."""
     with suppress(FileNotFoundError):  # there is nothing to remove
         found = os.lstat(path)
         if stat.S_ISSOCK(found.st_mode):
@@ -269,7 +269,7 @@ def bind_socket(options: Options, owner: tuple[int, int], fd_dir: Any, pid_fd: A
         backlog = INT_MAX if options.backlog < 0 else options.backlog  # Python turns -1 into 0
         attempt(f"cannot listen on {where}", sock.listen, backlog)
     except Error:
-        sock.close()  # clear_path() opens a socket, and this may be the only fd to spare
+        sock.close()  # first: clear_path() needs an fd, and there may be no other
         if path is not None:
             with suppress(Error, OSError):  # the first error is the one to report
                 clear_path(path)
@@ -340,7 +340,7 @@ def spawn_children(options: Options, popen: Any, kwargs: Any, pid_fd: int | None
             children.append(popen(options.argv, executable=path, start_new_session=True, **kwargs))
     except OSError as error:
         failure = error
-    time.sleep(0.1 if children else 0)  # one wait for all; the C tool spends it on the first child
+    time.sleep(0.1 if children else 0)  # once for all; the C tool waits only after the first fork
     alive = [child.pid for child in children if child.poll() is None]
     if pid_fd is not None:
         try:
