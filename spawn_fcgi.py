@@ -235,19 +235,19 @@ def clear_path(path: str) -> None:
 
 def set_owner(path: str, mode: int, owner: tuple[int, int], fd_dir: int | None) -> None:
     """Set the owner of the socket, and restore its mode if a default ACL has narrowed it."""
-    if fd_dir is None or not hasattr(os, "O_PATH"):  # leave the mode: chmod() could follow a link
+    asked = owner != (-1, -1)  # some sandboxes refuse any chown(2)
+    if fd_dir is not None and hasattr(os, "O_PATH"):
+        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW)  # this file, even if the path is replaced
+        file = os.fstat(fd)
+        missing = mode & ~file.st_mode  # the bits that a default ACL removed
+        if (asked or missing) and not (stat.S_ISSOCK(file.st_mode) and file.st_uid == os.geteuid()):
+            raise OSError("another file has taken its place")
+        if missing:
+            os.chmod(str(fd), mode, dir_fd=fd_dir)  # that is, /proc/self/fd/<fd>
+        if asked:
+            os.chown(str(fd), *owner, dir_fd=fd_dir)
+    elif asked:  # leave the mode: chmod() could follow a link
         os.chown(path, *owner, follow_symlinks=False)
-        return
-    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW)  # this file, even if the path is replaced
-    found = os.fstat(fd)
-    missing = mode & ~found.st_mode  # the bits that a default ACL removed
-    if not missing and owner == (-1, -1):
-        return  # nothing to do; the check below would fail on NFS with root_squash
-    if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
-        raise OSError("another file has taken its place")
-    if missing:
-        os.chmod(str(fd), mode, dir_fd=fd_dir)  # that is, /proc/self/fd/<fd>
-    os.chown(str(fd), *owner, dir_fd=fd_dir)
 
 
 def bind_socket(options: Options, owner: tuple[int, int], fd_dir: Any, pid_fd: Any) -> None:
